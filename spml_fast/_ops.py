@@ -1,0 +1,85 @@
+"""Loads the compiled extension and gives its ops fake kernels; the only file that touches torch.ops."""
+
+import importlib.machinery
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+
+def _load_extension() -> ModuleType:
+    """Import ``spml_fast._C``, also when this package is the source folder of a checkout.
+
+    Started in the root of a checkout, Python imports the source folder before the installed package, and the
+    source folder holds no compiled extension unless the install is editable. The installed one is used then.
+    """
+    try:
+        from . import _C
+
+        return _C
+    except ImportError as error:
+        if not isinstance(error, ModuleNotFoundError) and "_C" not in str(error):
+            raise
+    here = Path(__file__).resolve().parent
+    folders = (Path(entry or ".", "spml_fast").resolve() for entry in sys.path)
+    name = f"{__package__}._C"
+    for folder in folders:
+        if folder == here or not folder.is_dir():
+            continue
+        for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+            file = folder / f"_C{suffix}"
+            if file.exists():
+                spec = importlib.util.spec_from_file_location(name, file)
+                module = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
+                sys.modules[name] = module
+                return module
+    raise ImportError(
+        f"the compiled extension of spml_fast was found neither in {here} nor in an installed package; "
+        "install it with `pip install .` in the root of the source tree"
+    )
+
+
+extension = _load_extension()
+ops = torch.ops.spml_fast
+
+# The overloads, not the packets: resolving a packet costs more than the smallest kernel.
+s2m_log_weight = ops.s2m_log_weight.default
+imh_scan = ops.imh_scan.default
+s2m_imh_scan = ops.s2m_imh_scan.default
+philox_uniform = ops.philox_uniform.default
+philox_normal = ops.philox_normal.default
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that kernels use for arithmetic on logits of ``dtype``."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@torch.library.register_fake("spml_fast::s2m_log_weight")
+def _(class_logits, validity_logit, fake_logits, extra, masks, log_gamma, inv_temperature, cls) -> Tensor:
+    shape = (log_gamma.shape[0], class_logits.shape[0])
+    return class_logits.new_empty(shape, dtype=compute_dtype(class_logits.dtype))
+
+
+@torch.library.register_fake("spml_fast::imh_scan")
+def _(log_weights, seed, first_chain, first_step, weights, counts, invalid) -> None:
+    return None
+
+
+@torch.library.register_fake("spml_fast::s2m_imh_scan")
+def _(class_logits, validity_logit, fake_logits, extra, *rest) -> None:
+    return None
+
+
+@torch.library.register_fake("spml_fast::philox_uniform")
+def _(chains, steps, seed, *, dtype=None) -> Tensor:
+    return chains.new_empty(chains.shape, dtype=dtype or torch.float32)
+
+
+@torch.library.register_fake("spml_fast::philox_normal")
+def _(chains, steps, seed, dim, *, dtype=None) -> Tensor:
+    return chains.new_empty((chains.shape[0], dim), dtype=dtype or torch.float32)
