@@ -107,7 +107,7 @@ inline void load_transposed(const Scalar* rows, int n_columns, int lanes, Tile<T
   }
 }
 
-// Largest logit of each lane, and NaN in `other` where one is -inf; NaN and +inf reach the logsumexp themselves.
+// Largest logit of each lane, and NaN in `other` where one is -inf; NaN and +inf reach the softmax sum themselves.
 template <class T>
 inline void scan_logits(const Tile<T>* columns, int n_columns, Tile<T>& top, Tile<T>& other) {
   top = columns[0];
@@ -123,10 +123,10 @@ inline void scan_logits(const Tile<T>* columns, int n_columns, Tile<T>& top, Til
   }
 }
 
+// The denominator of softmax(a / T), relative to its largest term.
 template <class T>
-inline void logsumexp(const Tile<T>* columns, int n_columns, const Tile<T>& top, T beta, Tile<T>& out) {
-  Tile<T> scaled_top;
-  Tile<T> sum;
+inline void softmax_sum(const Tile<T>* columns, int n_columns, const Tile<T>& top, T beta, Tile<T>& scaled_top,
+                        Tile<T>& sum) {
   SPML_FOR_LANES(l) {
     scaled_top.lane[l] = top.lane[l] * beta;
     sum.lane[l] = T(0);
@@ -135,9 +135,6 @@ inline void logsumexp(const Tile<T>* columns, int n_columns, const Tile<T>& top,
     SPML_FOR_LANES(l) {
       sum.lane[l] += softmax_term(columns[c].lane[l], beta, scaled_top.lane[l]);
     }
-  }
-  SPML_FOR_LANES(l) {
-    out.lane[l] = finish_logsumexp(scaled_top.lane[l], sum.lane[l]);
   }
 }
 
@@ -170,22 +167,23 @@ inline void log_weight_tile(const LogWeightParams& p, int64_t step, int64_t chai
     load_transposed(static_cast<const Scalar*>(p.fake_logits) + row * p.n_fake_classes, p.n_fake_classes, lanes,
                     fake);
     Tile<T> fake_top;
-    Tile<T> normaliser;
+    Tile<T> fake_sum;
     scan_logits(fake, p.n_fake_classes, fake_top, other);
-    logsumexp(fake, p.n_fake_classes, fake_top, T(1), normaliser);
+    softmax_sum(fake, p.n_fake_classes, fake_top, T(1), fake_top, fake_sum);
     SPML_FOR_LANES(l) {
-      other.lane[l] -= fake[p.proposal_class].lane[l] - normaliser.lane[l];
+      other.lane[l] -= fake[p.proposal_class].lane[l] - fake_top.lane[l] - log(fake_sum.lane[l]);
     }
   }
 
   const T* inv_temperature = static_cast<const T*>(p.inv_temperature);
   const T* log_gamma = static_cast<const T*>(p.log_gamma);
-  Tile<T> normaliser;
+  Tile<T> scaled_top;
+  Tile<T> sum;
   for (int t = 0; t < p.n_targets; ++t) {
     const T beta = inv_temperature[2 * t];
     const T validity_beta = inv_temperature[2 * t + 1];
     if (t == 0 || beta != inv_temperature[2 * t - 2]) {
-      logsumexp(logits, p.n_classes, top, beta, normaliser);
+      softmax_sum(logits, p.n_classes, top, beta, scaled_top, sum);
     }
     Tile<T> lowest;
     Tile<T> highest;
@@ -199,19 +197,19 @@ inline void log_weight_tile(const LogWeightParams& p, int64_t step, int64_t chai
         const int c = 64 * w + __builtin_ctzll(bits);
         const T gamma = log_gamma[static_cast<int64_t>(t) * p.n_classes + c];
         SPML_FOR_LANES(l) {
-          lowest.lane[l] = minimum(lowest.lane[l], fused(logits[c].lane[l], beta, gamma));
+          lowest.lane[l] = minimum(lowest.lane[l], scaled_logit(logits[c].lane[l], beta, gamma));
         }
       }
       for (uint64_t bits = static_cast<uint64_t>(mask[p.words]); bits != 0; bits &= bits - 1) {
         const int c = 64 * w + __builtin_ctzll(bits);
         const T gamma = log_gamma[static_cast<int64_t>(t) * p.n_classes + c];
         SPML_FOR_LANES(l) {
-          highest.lane[l] = maximum(highest.lane[l], fused(logits[c].lane[l], beta, gamma));
+          highest.lane[l] = maximum(highest.lane[l], scaled_logit(logits[c].lane[l], beta, gamma));
         }
       }
     }
     SPML_FOR_LANES(l) {
-      out[t].lane[l] = log_weight(lowest.lane[l], highest.lane[l], normaliser.lane[l],
+      out[t].lane[l] = log_weight(lowest.lane[l], highest.lane[l], scaled_top.lane[l], sum.lane[l],
                                   validity.lane[l] * validity_beta, other.lane[l]);
     }
   }

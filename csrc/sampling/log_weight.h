@@ -12,16 +12,16 @@
 
 SPML_NAMESPACE_BEGIN
 
-// One term of the sum below: exp(a_c / T - top), beta = 1 / T.
+// One term of logsumexp(a / T) - top = log(sum_c exp(a_c / T - top)), for top = max_c a_c / T and beta = 1 / T.
 template <class T>
 SPML_HD T softmax_term(T logit, T beta, T top) {
   return exp_nonpositive(fused(logit, beta, -top));
 }
 
-// log sum_c exp(a_c / T), given top = max_c a_c / T and sum = sum_c exp(a_c / T - top).
+// l_c before the logsumexp is taken off.
 template <class T>
-SPML_HD T finish_logsumexp(T top, T sum) {
-  return top + log(sum);
+SPML_HD T scaled_logit(T logit, T beta, T log_gamma) {
+  return fused(logit, beta, log_gamma);
 }
 
 // 0 for a finite logit, NaN otherwise. Added up over all that clf returned, it turns the weight of a proposal
@@ -31,16 +31,13 @@ SPML_HD T poison(T logit) {
   return logit - logit;
 }
 
-// log(e^m - e^M)^+ for m = min over I and M = max over J, both before the logsumexp is taken off.
+// log w from m = min over I and M = max over J of scaled logits. Both differences are taken before anything is
+// rounded into their sum: M - m decides on the support, m - top stays exact for large logits.
 template <class T>
-SPML_HD T log_difference(T m, T M) {
+SPML_HD T log_weight(T m, T M, T top, T softmax_sum, T validity, T other) {
   const bool inside = M < m;
-  return inside ? m + log1mexp(inside ? M - m : T(-1)) : -infinity<T>();
-}
-
-template <class T>
-SPML_HD T log_weight(T m, T M, T logsumexp, T validity, T other) {
-  return log_difference(m, M) - logsumexp + (validity + other);
+  const T log_difference = (m - top) + log1mexp(inside ? M - m : T(-1));
+  return ((inside ? log_difference : -infinity<T>()) - log(softmax_sum)) + (validity + other);
 }
 
 SPML_NAMESPACE_END

@@ -6,6 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include "sampling/imh.h"
@@ -266,5 +267,12 @@ void register_ops(torch::Library& m) {
 
 TORCH_LIBRARY_IMPL(spml_fast, CPU, m) { register_ops(m); }
 TORCH_LIBRARY_IMPL(spml_fast, CUDA, m) { register_ops(m); }
+
+// The sampler needs no gradients; whoever asks for one gets an error instead of zeros.
+TORCH_LIBRARY_IMPL(spml_fast, Autograd, m) {
+  for (const char* op : {"s2m_log_weight", "s2m_imh_scan", "imh_scan"}) {
+    m.impl(op, torch::autograd::autogradNotImplementedFallback());
+  }
+}
 
 }  // namespace spml

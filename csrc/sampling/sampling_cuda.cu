@@ -22,14 +22,14 @@ struct Shared {
   T validity, other, top;
 };
 
+// The denominator of softmax(a / T), relative to its largest term.
 template <class T, class Row>
-__device__ T logsumexp(Row row, int n, T top, T beta) {
-  const T scaled_top = top * beta;
+__device__ T softmax_sum(Row row, int n, T scaled_top, T beta) {
   T sum = T(0);
   for (int c = 0; c < n; ++c) {
     sum += softmax_term<T>(row[c], beta, scaled_top);
   }
-  return finish_logsumexp(scaled_top, sum);
+  return sum;
 }
 
 template <class T, class Row>
@@ -56,7 +56,8 @@ __device__ Shared<T> shared_terms(const LogWeightParams& p, int64_t index, Row r
   if (p.fake_logits != nullptr) {
     const LogitRow<Scalar> fake{static_cast<const Scalar*>(p.fake_logits) + index * p.n_fake_classes};
     const T top = scan_logits<T>(fake, p.n_fake_classes, shared.other);
-    shared.other -= fake[p.proposal_class] - logsumexp<T>(fake, p.n_fake_classes, top, T(1));
+    const T sum = softmax_sum<T>(fake, p.n_fake_classes, top, T(1));
+    shared.other -= fake[p.proposal_class] - top - log(sum);
   }
   return shared;
 }
@@ -67,11 +68,13 @@ __device__ void target_weights(const LogWeightParams& p, const Shared<T>& shared
                                Use use) {
   const T* inv_temperature = static_cast<const T*>(p.inv_temperature);
   const T* log_gamma = static_cast<const T*>(p.log_gamma);
-  T normaliser = T(0);
+  T scaled_top = T(0);
+  T sum = T(0);
   for (int t = first; t < last; ++t) {
     const T beta = inv_temperature[2 * t];
     if (t == first || beta != inv_temperature[2 * t - 2]) {
-      normaliser = logsumexp(row, p.n_classes, shared.top, beta);
+      scaled_top = shared.top * beta;
+      sum = softmax_sum<T>(row, p.n_classes, scaled_top, beta);
     }
     const T* gamma = log_gamma + static_cast<int64_t>(t) * p.n_classes;
     T lowest = infinity<T>();
@@ -80,14 +83,15 @@ __device__ void target_weights(const LogWeightParams& p, const Shared<T>& shared
       const int64_t* mask = p.masks + static_cast<int64_t>(2 * t) * p.words + w;
       for (uint64_t bits = static_cast<uint64_t>(mask[0]); bits != 0; bits &= bits - 1) {
         const int c = 64 * w + __ffsll(static_cast<long long>(bits)) - 1;
-        lowest = minimum(lowest, fused(row[c], beta, gamma[c]));
+        lowest = minimum(lowest, scaled_logit<T>(row[c], beta, gamma[c]));
       }
       for (uint64_t bits = static_cast<uint64_t>(mask[p.words]); bits != 0; bits &= bits - 1) {
         const int c = 64 * w + __ffsll(static_cast<long long>(bits)) - 1;
-        highest = maximum(highest, fused(row[c], beta, gamma[c]));
+        highest = maximum(highest, scaled_logit<T>(row[c], beta, gamma[c]));
       }
     }
-    use(t, log_weight(lowest, highest, normaliser, shared.validity * inv_temperature[2 * t + 1], shared.other));
+    use(t, log_weight(lowest, highest, scaled_top, sum, shared.validity * inv_temperature[2 * t + 1],
+                      shared.other));
   }
 }
 

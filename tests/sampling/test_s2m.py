@@ -1,0 +1,467 @@
+"""The sampler: calling conventions, invariances, bookkeeping, bad input."""
+
+import itertools
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toys import (
+    DiscreteClassifier,
+    DiscreteGenerator,
+    RowwiseClassifier,
+    RowwiseGenerator,
+    SmallConvClassifier,
+    SmallConvGenerator,
+)
+
+import spml_fast
+from spml_fast import S2MSampler, reference
+from spml_fast.sampling import s2m_log_weight
+
+ALL_TARGETS = [((0,), (1, 2)), ((1,), (0, 2)), ((2,), (0, 1)), ((0, 1), (2,)), ((0, 2), (1,)), ((1, 2), (0,))]
+ALL_TARGETS.append(((0, 1, 2), ()))
+
+
+def rowwise(device="cpu", **options):
+    return S2MSampler(RowwiseGenerator(), RowwiseClassifier(), device=device, **options)
+
+
+def assert_same(a, b):
+    for field in ("samples", "latents", "log_weights", "chains"):
+        assert torch.equal(getattr(a, field), getattr(b, field)), field
+
+
+# --- what the user types --------------------------------------------------------------------------
+
+
+def test_s2m_sample(device):
+    G, clf = SmallConvGenerator().to(device), SmallConvClassifier().to(device)
+    x = spml_fast.s2m_sample(G, clf, [0, 2], 1, n_samples=10, n_steps=30, seed=0)
+    assert x.shape == (10, 1, 8, 8)
+    assert x.device.type == device.type
+
+
+def test_result_fields(device):
+    G, clf = SmallConvGenerator().to(device), SmallConvClassifier().to(device)
+    result = S2MSampler(G, clf, temperature=0.7).sample(0, (1, 2), n_samples=50, n_steps=40, seed=1)
+    G.eval(), clf.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(G(result.latents), result.samples)
+        class_logits, validity = clf(result.samples)
+    log_w = s2m_log_weight(class_logits, validity[:, 0], 0, (1, 2), temperature=0.7)
+    torch.testing.assert_close(log_w, result.log_weights, rtol=1e-4, atol=1e-4)
+    assert result.joint_class == spml_fast.JointClass((0,), (1, 2))
+    d = result.diagnostics
+    assert (d.n_chains, d.n_steps, d.chains_without_support, d.interrupted) == (50, 40, 0, False)
+    assert 0 < d.acceptance_rate <= d.support_rate <= 1
+    assert 0 < d.ess_per_proposal <= 1 <= d.max_weight_ratio
+    assert d.tv_bound == pytest.approx((1 - 1 / d.max_weight_ratio) ** 40)
+    assert d.proposals_per_second > 0
+    assert set(d.to_dict()) >= {"acceptance_rate", "seconds_in_generator", "seconds_in_classifier"}
+
+
+def test_samples_can_be_trained_on():
+    result = S2MSampler(SmallConvGenerator(), SmallConvClassifier()).sample(0, (), 8, 10, seed=1)
+    layer = nn.Linear(64, 1)
+    layer(result.samples.flatten(1)).sum().backward()
+    assert layer.weight.grad is not None
+
+
+@pytest.mark.parametrize("form", ["two", "three", "none", "dict", "column", "numpy-free list"])
+def test_classifier_conventions(form):
+    plain = RowwiseClassifier()
+
+    def clf(x):
+        a, v = plain(x)
+        return {
+            "two": (a, v),
+            "three": (a, a, v),
+            "none": (a, None, v),
+            "dict": {"class_logits": a, "validity_logit": v},
+            "column": (a, v[:, None]),
+            "numpy-free list": [a, None, v],
+        }[form]
+
+    expected = rowwise().sample(0, 1, 20, 30, seed=2)
+    assert_same(S2MSampler(RowwiseGenerator(), clf).sample(0, 1, 20, 30, seed=2), expected)
+
+
+class OfficialGenerator(nn.Module):
+    """The calling convention of the official S2M code: G(z, label), latent size known to the module."""
+
+    z_dim = 4
+
+    def __init__(self):
+        super().__init__()
+        self.shared = nn.Embedding(3, 2)
+        self.linear = nn.Linear(6, 3 * 4 * 4)
+
+    def forward(self, z, label):
+        return self.linear(torch.cat([z, self.shared(label)], 1)).view(-1, 3, 4, 4)
+
+
+class OfficialClassifier(nn.Module):
+    """Returns (real_logits, fake_logits or None, validity of shape (B,))."""
+
+    def __init__(self, with_fake=True):
+        super().__init__()
+        self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU())
+        self.validity, self.real, self.fake = nn.Linear(16, 1), nn.Linear(16, 3), nn.Linear(16, 3)
+        self.with_fake = with_fake
+
+    def forward(self, x):
+        h = self.trunk(x)
+        return self.real(h), self.fake(h) if self.with_fake else None, self.validity(h).squeeze(1)
+
+
+def test_official_modules_drop_in(device):
+    G, clf = OfficialGenerator().to(device), OfficialClassifier().to(device)
+    result = S2MSampler(G, clf).sample((1, 2), (0,), 40, 60, seed=0)
+    assert result.samples.shape == (40, 3, 4, 4)
+    label = torch.full((40,), 1, device=device)
+    with torch.no_grad():
+        torch.testing.assert_close(G(result.latents, label), result.samples)
+        real, fake, validity = clf(result.samples)
+    expected = reference.s2m_log_weight(
+        real.double(), validity.double(), (1, 2), (0,), fake_logits=fake.double(), proposal_class=1
+    )
+    torch.testing.assert_close(result.log_weights.double(), expected, rtol=1e-3, atol=1e-3)
+    other = S2MSampler(G, clf).sample((1, 2), (0,), 40, 60, seed=0, proposal_class=2)
+    assert not torch.equal(other.samples, result.samples)
+
+
+def test_conditional_pools_equal_separate_runs():
+    G, clf = DiscreteGenerator(conditional=True), DiscreteClassifier(DiscreteGenerator(conditional=True))
+    sampler = S2MSampler(G, clf)
+    together = sampler.sample_targets(ALL_TARGETS, 30, 80, seed=5)
+    for target, result in zip(ALL_TARGETS, together, strict=True):
+        assert_same(sampler.sample(*target, 30, 80, seed=5), result)
+
+
+def test_a_label_with_a_default_is_not_required():
+    class G(RowwiseGenerator):
+        def forward(self, z, label=None):
+            assert label is None
+            return super().forward(z)
+
+    assert_same(
+        S2MSampler(G(), RowwiseClassifier()).sample(0, 1, 5, 5, seed=0), rowwise().sample(0, 1, 5, 5, seed=0)
+    )
+
+
+@pytest.mark.parametrize("z_dim", [4, (4,), (2, 2)])
+def test_latent_shapes(z_dim):
+    generator = RowwiseGenerator()
+    result = S2MSampler(lambda z: generator(z.flatten(1)), RowwiseClassifier(), z_dim=z_dim).sample(
+        0, 1, 20, 20, seed=0
+    )
+    assert result.latents.shape == (20, *(z_dim if isinstance(z_dim, tuple) else (z_dim,)))
+    assert torch.equal(result.samples, rowwise().sample(0, 1, 20, 20, seed=0).samples)
+
+
+# --- same seed, same samples ----------------------------------------------------------------------
+
+
+def test_same_samples_whatever_the_batches(device, threads):
+    results = []
+    for n_threads, batch_size, block_steps in itertools.product((1, 2), (64, 1000, 10**6), (1, 7, 200)):
+        threads(n_threads)
+        sampler = rowwise(device, batch_size=batch_size, block_steps=block_steps)
+        results.append(sampler.sample((0, 1), 2, 150, 200, seed=3))
+    for result in results[1:]:
+        assert_same(result, results[0])
+        assert result.diagnostics.ess_per_proposal == results[0].diagnostics.ess_per_proposal
+    assert_same(rowwise(device).sample((0, 1), 2, 150, 200, seed=3), results[0])
+
+
+def test_chain_5_of_10_is_chain_5_of_10000(device):
+    few = rowwise(device).sample(0, 1, 10, 50, seed=4)
+    many = rowwise(device).sample(0, 1, 10_000, 50, seed=4)
+    shifted = rowwise(device).sample(0, 1, 5, 50, seed=4, first_chain=5)
+    assert torch.equal(few.samples, many.samples[:10])
+    assert torch.equal(shifted.samples, few.samples[5:])
+
+
+def test_one_pool_equals_separate_runs(device):
+    sampler = rowwise(device, temperature=lambda I, J: 1.0 / len(I), gamma=0.5, gamma_J=1.0)
+    together = sampler.sample_targets(ALL_TARGETS, 40, 60, seed=8)
+    for target, result in zip(ALL_TARGETS, together, strict=True):
+        assert_same(sampler.sample(*target, 40, 60, seed=8), result)
+
+
+def test_seeds_differ_and_the_default_follows_torch():
+    sampler = rowwise()
+    a, b = (sampler.sample(0, 1, 20, 10, seed=s).samples for s in (0, 1))
+    assert not torch.equal(a, b)
+    torch.manual_seed(3)
+    c = sampler.sample(0, 1, 20, 10).samples
+    d = sampler.sample(0, 1, 20, 10).samples
+    torch.manual_seed(3)
+    assert torch.equal(sampler.sample(0, 1, 20, 10).samples, c)
+    assert not torch.equal(c, d)
+    assert torch.equal(
+        sampler.sample(0, 1, 5, 5, seed=2**64 - 1).samples, sampler.sample(0, 1, 5, 5, seed=-1).samples
+    )
+
+
+# --- proposals ------------------------------------------------------------------------------------
+
+
+def test_explicit_latents(device):
+    drawn = rowwise(device).sample(0, 1, 30, 25, seed=1)
+    z = torch.randn(25, 30, 4, device=device)
+    given = rowwise(device).sample(0, 1, latents=z, seed=1)
+    assert given.diagnostics.n_chains == 30
+    assert given.diagnostics.n_steps == 25
+    chains = given.chains
+    assert all((z[:, c] == latent).all(1).any() for c, latent in zip(chains, given.latents, strict=True))
+    assert not torch.equal(given.samples, drawn.samples)
+    assert_same(rowwise(device).sample(0, 1, latents=z.cpu().numpy(), seed=1), given)
+
+
+@pytest.mark.parametrize("block_steps", [1, 4, 50])
+def test_proposal_callable(block_steps, device):
+    def draw(n, generator):
+        return torch.randn(n, 4, generator=generator, device=generator.device) * 1.1
+
+    result = rowwise(device, block_steps=block_steps).sample(0, 1, 30, 50, seed=1, proposal=draw)
+    assert torch.equal(RowwiseGenerator()(result.latents), result.samples)
+    assert_same(rowwise(device).sample(0, 1, 30, 50, seed=1, proposal=draw), result)
+
+
+@pytest.mark.parametrize("block_steps", [1, 4, 50])
+def test_a_stochastic_generator_keeps_its_samples(block_steps):
+    seen = []
+
+    class Noisy(RowwiseGenerator):
+        def forward(self, z):
+            x = super().forward(z) + torch.randn(len(z), 1)
+            seen.append(x)
+            return x
+
+    sampler = S2MSampler(Noisy(), RowwiseClassifier(), stochastic=True, block_steps=block_steps)
+    result = sampler.sample_targets([(0, 1), (1, 0)], 20, 50, seed=0)[1]
+    offered = torch.cat(seen)
+    assert len(offered) == 20 * 50  # nothing is generated again
+    assert all((offered == x).all(1).any() for x in result.samples)
+    log_w = s2m_log_weight(*RowwiseClassifier()(result.samples), 1, 0)
+    assert torch.equal(log_w, result.log_weights)
+
+
+# --- modules are left as they were ----------------------------------------------------------------
+
+
+def test_eval_mode_is_used_and_restored():
+    G, clf = SmallConvGenerator(), SmallConvClassifier()
+    clf.trunk.eval()
+    modes = [m.training for m in (*G.modules(), *clf.modules())]
+    before = {k: v.clone() for k, v in G.state_dict().items()}
+    S2MSampler(G, clf).sample(0, (), 10, 5, seed=0)
+    assert [m.training for m in (*G.modules(), *clf.modules())] == modes
+    assert all(torch.equal(before[k], v) for k, v in G.state_dict().items())  # batch norm saw nothing
+
+    def broken(x):
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        S2MSampler(G, broken).sample(0, (), 10, 5)
+    assert G.training
+
+
+def test_autocast_and_channels_last(device):
+    seen = {}
+
+    class Clf(SmallConvClassifier):
+        def forward(self, x):
+            out = super().forward(x)
+            seen["dtype"], seen["layout"] = out[0].dtype, x.is_contiguous(memory_format=torch.channels_last)
+            return out
+
+    sampler = S2MSampler(
+        SmallConvGenerator(), Clf(), device=device, autocast_dtype=torch.bfloat16, channels_last=True
+    )
+    result = sampler.sample(0, 1, 20, 20, seed=0)
+    assert seen == {"dtype": torch.bfloat16, "layout": True}
+    assert result.log_weights.dtype == torch.float32
+
+
+def test_progress_counts_every_proposal(capsys):
+    rowwise().sample(0, 1, 10, 100, seed=0, progress=True)
+    assert "1.00k/1.00k" in capsys.readouterr().err
+
+
+# --- chains without support, interruption ---------------------------------------------------------
+
+
+def test_chains_that_never_meet_the_support_have_no_sample():
+    def clf(x):  # only rare proposals have positive weight
+        a = torch.stack([torch.where(x[:, 0] > 3.2, 5.0, -5.0), torch.zeros(len(x))], 1)
+        return a, torch.zeros(len(x))
+
+    sampler = S2MSampler(RowwiseGenerator(), clf)
+    with pytest.warns(UserWarning, match=r"of 100 chains never met the support of \+0-1 in 20 steps"):
+        result = sampler.sample(0, 1, 100, 20, seed=0)
+    lost = result.diagnostics.chains_without_support
+    assert 0 < lost < 100
+    assert result.samples.shape == (100 - lost, 3)
+    assert (result.samples[:, 0] > 3.2).all()
+    assert len(set(result.chains.tolist())) == 100 - lost
+    with pytest.warns(UserWarning, match="100 of 100"):
+        empty = S2MSampler(RowwiseGenerator(), lambda x: (x * 0, x[:, 0])).sample(0, 1, 100, 5, seed=0)
+    assert empty.samples.shape == (0, 3)
+    assert empty.latents.shape == (0, 4)
+    assert empty.diagnostics.tv_bound == 1.0
+    assert empty.diagnostics.ess_per_proposal == 0.0
+
+
+def test_ctrl_c_keeps_what_there_is():
+    calls = itertools.count()
+
+    class Interrupted(RowwiseClassifier):
+        def forward(self, x):
+            if next(calls) == 7:
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    sampler = S2MSampler(RowwiseGenerator(), Interrupted(), block_steps=5, batch_size=10**6)
+    result = sampler.sample(0, 1, 30, 100, seed=0)
+    assert result.diagnostics.interrupted
+    assert result.diagnostics.n_steps == 35
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert_same(result, rowwise().sample(0, 1, 30, 35, seed=0))
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def logits(x):
+    return torch.zeros(len(x), 3)
+
+
+BAD_CLASSIFIERS = [
+    (lambda x: logits(x), "clf returned Tensor"),
+    (lambda x: (logits(x),), "clf returned 1 outputs"),
+    (lambda x: (logits(x),) * 4, "clf returned 4 outputs"),
+    (lambda x: {"logits": logits(x)}, r"keys \['logits'\]"),
+    (lambda x: (logits(x), logits(x)), r"validity_logit must have shape \(20,\) or \(20, 1\), got \(20, 3\)"),
+    (lambda x: (logits(x)[:3], x[:, 0]), r"class_logits must have shape \(20, classes\), got \(3, 3\)"),
+    (lambda x: (logits(x), logits(x)[:, :2], x[:, 0]), "fake_class_logits must have the shape"),
+    (lambda x: (logits(x) / 0, x[:, 0]), "NaN or infinite logits for the proposal of chain 0 at step 0"),
+    (lambda x: (logits(x), x[:, 0] * torch.inf), "NaN or infinite logits"),
+    (lambda x: (logits(x)[:, :1], x[:, 0]), "index 1 in J=.* is out of range: clf returns 1 class logits"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(BAD_CLASSIFIERS)))
+def test_bad_classifier_output(case):
+    clf, message = BAD_CLASSIFIERS[case]
+    with pytest.raises(ValueError, match=message):
+        S2MSampler(RowwiseGenerator(), clf).sample(0, 1, 4, 5)
+
+
+def test_classifier_output_of_wrong_type():
+    for clf in (lambda x: (logits(x).numpy(), x[:, 0]), lambda x: (logits(x).long(), x[:, 0])):
+        with pytest.raises(TypeError, match="clf: class_logits must be"):
+            S2MSampler(RowwiseGenerator(), clf).sample(0, 1, 4, 5)
+
+
+def test_nan_late_in_the_run_names_its_place():
+    def clf(x):
+        a, v = RowwiseClassifier()(x)
+        return a, torch.where((x == poisoned).all(1), torch.nan, v)
+
+    poisoned = torch.full((3,), torch.inf)
+    good = S2MSampler(RowwiseGenerator(), clf, batch_size=10, block_steps=1)
+    latents = torch.randn(30, 10, 4)
+    good.sample(0, 1, latents=latents)
+    poisoned = RowwiseGenerator()(latents[21, 6:7])
+    with pytest.raises(ValueError, match="chain 6 at step 21"):
+        good.sample(0, 1, latents=latents)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(I=[], J=[]), ValueError, "I is empty"),
+        (dict(I=[0, 1], J=[1]), ValueError, "index 1 is in both"),
+        (dict(I=[5], J=[]), ValueError, r"index 5 in I=\(5,\) is out of range"),
+        (dict(I=0, n_steps=0), ValueError, "n_steps must be between 1 and"),
+        (dict(I=0, n_samples=0), ValueError, "n_samples must be between 1 and"),
+        (dict(I=0, n_samples=2.5), TypeError, "n_samples must be an integer, got 2.5"),
+        (dict(I=0, seed=2**64), ValueError, "seed must fit into 64 bits"),
+        (dict(I=0, first_chain=-1), ValueError, "first_chain must not be negative"),
+        (dict(I=0, proposal_class=1), ValueError, "G takes no label"),
+        (dict(I=0, latents=np.zeros((5, 4))), ValueError, r"latents must have shape \(n_steps, n_samples, 4\)"),
+        (dict(I=0, latents=np.zeros((5, 6, 4)), n_steps=7), ValueError, r"\(7, n_samples, 4\), got \(5, 6, 4\)"),
+        (dict(I=0, latents=np.zeros((5, 6, 4)), proposal=print), ValueError, "either proposal or latents"),
+        (dict(I=0, proposal=lambda n, g: torch.zeros(n + 1, 4)), ValueError, "must return latents"),
+        (
+            dict(I=0, proposal=lambda n, g: (torch.zeros(n, 4), torch.zeros(n, 1))),
+            ValueError,
+            "log weights must have",
+        ),
+    ],
+)
+def test_bad_arguments(arguments, error, message):
+    with pytest.raises(error, match=message):
+        rowwise().sample(**arguments)
+
+
+def test_bad_sampler_arguments():
+    with pytest.raises(ValueError, match="latent size of function is not known"):
+        S2MSampler(lambda z: z, RowwiseClassifier())
+    with pytest.raises(ValueError, match="z_dim must be a positive int"):
+        S2MSampler(RowwiseGenerator(), RowwiseClassifier(), z_dim=0)
+    with pytest.raises(TypeError, match="clf must be callable, got NoneType"):
+        S2MSampler(RowwiseGenerator(), None)
+    with pytest.raises(ValueError, match="batch_size must be between"):
+        S2MSampler(RowwiseGenerator(), RowwiseClassifier(), batch_size=0)
+    with pytest.raises(ValueError, match="targets is empty"):
+        rowwise().sample_targets([])
+    with pytest.raises(ValueError, match=r"each target must be a pair \(I, J\), got 3"):
+        rowwise().sample_targets([3])
+    with pytest.raises(ValueError, match=r"G must return x of shape \(50, ...\), got \(3, 3\)"):
+        S2MSampler(lambda z: torch.zeros(3, 3), RowwiseClassifier(), z_dim=4).sample(0, 1, 10, 5)
+    with pytest.raises(ValueError, match="need the logits of D_f"):
+        S2MSampler(OfficialGenerator(), OfficialClassifier(with_fake=False)).sample(0, 1, 10, 5)
+    generator = OfficialGenerator()
+    any_label = S2MSampler(lambda z, label: generator(z, label * 0), OfficialClassifier(), z_dim=4)
+    with pytest.raises(ValueError, match="proposal_class 3 is out of range"):
+        any_label.sample(0, 1, 10, 5, proposal_class=3)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+MEMORY_SCRIPT = """
+import resource, sys, torch
+sys.path.insert(0, sys.argv[1])
+from toys import SmallConvClassifier, SmallConvGenerator
+from spml_fast import S2MSampler
+sampler = S2MSampler(SmallConvGenerator(), SmallConvClassifier(), batch_size=1024)
+sampler.sample(0, (), 64, 2, seed=0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+result = sampler.sample(0, (), 65536, int(sys.argv[2]), seed=0)
+assert len(result.samples) == 65536
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+"""
+
+
+def peak_gib(n_steps):
+    here = str(Path(__file__).parent)
+    run = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT, here, str(n_steps)], capture_output=True, text=True, check=True
+    )
+    return float(run.stdout)
+
+
+def test_memory_does_not_grow_with_the_steps():
+    """65,536 chains: under 1 GiB, and the same for 3 times the steps. `bench/` runs all 200 of them."""
+    few, more = peak_gib(4), peak_gib(12)
+    assert more < 1.0
+    assert more < few + 0.05
