@@ -76,5 +76,5 @@ torch_minor = re.match(r"\d+\.\d+", torch.__version__).group()
 setup(
     ext_modules=[extension(build_cuda, build_note)],
     cmdclass={"build_ext": cpp_extension.BuildExtension},
-    install_requires=[f"torch=={torch_minor}.*", "numpy>=1.26", "tqdm>=4.60", "click>=8.1"],
+    install_requires=[f"torch=={torch_minor}.*", "numpy>=1.26", "tqdm>=4.60"],
 )

@@ -105,14 +105,12 @@ def imh_scan(log_weights: Tensor, log_uniforms: Tensor) -> tuple[Tensor, Tensor,
 # --- the eager formulation that benchmarks measure against ----------------------------------------
 
 
-def eager_weight(
-    class_logits: Tensor, validity_logit: Tensor, gamma: Tensor, I: Sequence[int], J: Sequence[int]
-) -> Tensor:
-    """The weight in probability space, as research code writes it."""
+def eager_weight(class_logits: Tensor, validity_logit: Tensor, gamma: Tensor, I: Tensor, J: Tensor) -> Tensor:
+    """The weight in probability space, as research code writes it; I and J are int64 tensors."""
     r = gamma * torch.softmax(class_logits, dim=1)
-    weight = r[:, I].min(dim=1).values
+    weight = r.index_select(1, I).min(dim=1).values
     if len(J) > 0:
-        weight = (weight - r[:, J].max(dim=1).values).clamp(min=0)
+        weight = (weight - r.index_select(1, J).max(dim=1).values).clamp(min=0)
     v = torch.sigmoid(validity_logit)
     return weight * v / (1 - v)
 
@@ -121,8 +119,8 @@ def eager_accept_step(
     state: tuple[Tensor, Tensor, Tensor],
     proposal: tuple[Tensor, Tensor, Tensor],
     gamma: Tensor,
-    I: Sequence[int],
-    J: Sequence[int],
+    I: Tensor,
+    J: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One accept step as research code writes it: both weights anew, Bernoulli, mask multiply.
 
@@ -131,8 +129,9 @@ def eager_accept_step(
     new = eager_weight(proposal[0], proposal[1], gamma, I, J)
     old = eager_weight(state[0], state[1], gamma, I, J)
     accept = torch.bernoulli((new / (old + 1e-5)).clamp(max=1))
+    refuse = 1 - accept
     keep = []
     for mine, offered in zip(state, proposal, strict=True):
-        mask = accept.view(-1, *[1] * (mine.dim() - 1))
-        keep.append(mask * offered + (1 - mask) * mine)
+        shape = (-1, *[1] * (mine.dim() - 1))
+        keep.append(accept.view(shape) * offered + refuse.view(shape) * mine)
     return tuple(keep)

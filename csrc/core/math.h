@@ -28,6 +28,7 @@ struct Float<float> {
   static constexpr float kMinNormal = 0x1p-126f;
   static constexpr float kMax = 0x1.fffffep127f;
   static constexpr float kExpUnderflow = -87.3f;
+  static constexpr float kExp2Underflow = -125.0f;
   static constexpr float kLog2E = 1.44269504088896341f;
   static constexpr float kLn2Hi = 0.693359375f;
   static constexpr float kLn2Lo = -2.12194440e-4f;
@@ -46,6 +47,7 @@ struct Float<double> {
   static constexpr double kMinNormal = 0x1p-1022;
   static constexpr double kMax = 0x1.fffffffffffffp1023;
   static constexpr double kExpUnderflow = -708.0;
+  static constexpr double kExp2Underflow = -1021.0;
   static constexpr double kLog2E = 1.44269504088896338700;
   static constexpr double kLn2Hi = 6.93147180369123816490e-01;
   static constexpr double kLn2Lo = 1.90821492927058770002e-10;
@@ -118,8 +120,10 @@ SPML_HD double expm1_reduced(double r) {
   return fused(r * r, q, r);
 }
 
-// e^x = scale * (1 + expm1) for x <= 0; NaN stays NaN. Below kExpUnderflow it stays at the smallest normal
-// number: added to a sum that holds a 1, as all here are, that is zero.
+// The exponentials of negative numbers here stop at about the smallest normal number instead of reaching zero:
+// added to a sum that holds a 1, as all of them are, that is zero.
+
+// e^x = scale * (1 + expm1) for x <= 0; NaN stays NaN.
 template <class T>
 struct ExpParts {
   T scale, expm1;
@@ -136,11 +140,29 @@ SPML_HD ExpParts<T> exp_parts(T x) {
   return {bit_cast<T>(exponent << F::kMantissa), expm1_reduced(r)};
 }
 
-// e^x for x <= 0.
+// 2^f for |f| <= 1/2.
+SPML_HD float exp2_reduced(float f) {
+  float q = 1.535336188319500e-4f;
+  q = fused(q, f, 1.339887440266574e-3f);
+  q = fused(q, f, 9.618437357674640e-3f);
+  q = fused(q, f, 5.550332471162809e-2f);
+  q = fused(q, f, 2.402264791363012e-1f);
+  q = fused(q, f, 6.931472028550421e-1f);
+  return fused(q, f, 1.0f);
+}
+
+SPML_HD double exp2_reduced(double f) { return 1.0 + expm1_reduced(f * 0.693147180559945309417); }
+
+// 2^t for t <= 0, at least the smallest normal number; NaN stays NaN. The cheapest exponential there is: k is
+// added to the exponent of 2^(t - k) as an integer.
 template <class T>
-SPML_HD T exp_nonpositive(T x) {
-  const ExpParts<T> e = exp_parts(x);
-  return fused(e.scale, e.expm1, e.scale);
+SPML_HD T exp2_nonpositive(T t) {
+  using F = Float<T>;
+  t = t < F::kExp2Underflow ? F::kExp2Underflow : t;
+  const T shifted = t + F::kShifter;
+  const T fraction = exp2_reduced(t - (shifted - F::kShifter));
+  using UInt = typename F::UInt;
+  return bit_cast<T>(bit_cast<UInt>(fraction) + (bit_cast<UInt>(shifted) << F::kMantissa));
 }
 
 // 1 - e^x for x <= 0, exact to a few units in the last place also where x is small.

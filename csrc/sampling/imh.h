@@ -41,7 +41,7 @@ SPML_HD void imh_step(Chain<T>& chain, T proposal, T log_uniform, int32_t step) 
   // The sums stay relative to the largest weight so far; one exponential serves a new maximum and an old one.
   const T above = supported ? offered - chain.max_log_weight : -infinity<T>();
   const bool record = above > T(0);
-  const T ratio = exp_nonpositive(record ? -above : above);
+  const T ratio = exp2_nonpositive((record ? -above : above) * Float<T>::kLog2E);
   const T square = ratio * ratio;
   chain.sum = record ? fused(chain.sum, ratio, T(1)) : chain.sum + ratio;
   chain.sum_of_squares = record ? fused(chain.sum_of_squares, square, T(1)) : chain.sum_of_squares + square;

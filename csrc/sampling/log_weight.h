@@ -12,10 +12,11 @@
 
 SPML_NAMESPACE_BEGIN
 
-// One term of logsumexp(a / T) - top = log(sum_c exp(a_c / T - top)), for top = max_c a_c / T and beta = 1 / T.
+// One term of logsumexp(a / T) - top = log(sum_c exp(a_c / T - top)), for top = max_c a_c / T. Both arguments come
+// in units of ln 2, beta2 = log2(e) / T and top2 = top * log2(e): what that rounds is small where the term counts.
 template <class T>
-SPML_HD T softmax_term(T logit, T beta, T top) {
-  return exp_nonpositive(fused(logit, beta, -top));
+SPML_HD T softmax_term(T logit, T beta2, T top2) {
+  return exp2_nonpositive(fused(logit, beta2, -top2));
 }
 
 // l_c before the logsumexp is taken off.

@@ -24,10 +24,12 @@ struct Shared {
 
 // The denominator of softmax(a / T), relative to its largest term.
 template <class T, class Row>
-__device__ T softmax_sum(Row row, int n, T scaled_top, T beta) {
+__device__ T softmax_sum(Row row, int n, T top, T beta) {
+  const T beta2 = beta * Float<T>::kLog2E;
+  const T top2 = top * beta2;
   T sum = T(0);
   for (int c = 0; c < n; ++c) {
-    sum += softmax_term<T>(row[c], beta, scaled_top);
+    sum += softmax_term<T>(row[c], beta2, top2);
   }
   return sum;
 }
@@ -74,7 +76,7 @@ __device__ void target_weights(const LogWeightParams& p, const Shared<T>& shared
     const T beta = inv_temperature[2 * t];
     if (t == first || beta != inv_temperature[2 * t - 2]) {
       scaled_top = shared.top * beta;
-      sum = softmax_sum<T>(row, p.n_classes, scaled_top, beta);
+      sum = softmax_sum<T>(row, p.n_classes, shared.top, beta);
     }
     const T* gamma = log_gamma + static_cast<int64_t>(t) * p.n_classes;
     T lowest = infinity<T>();

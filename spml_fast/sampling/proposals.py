@@ -25,9 +25,8 @@ class Proposal(Protocol):
     def block(self, first_step: int, n_steps: int) -> tuple[Tensor, Tensor | None]:
         """Latents (n_steps * n_chains, *z_shape), steps outermost, and log weights of that length or None."""
 
-    def recall(self, steps: Tensor) -> Tensor:
-        """Latents (n_chains, *z_shape) that each chain was offered at its step (n_chains,); chains without a
-        state, step -1, get any."""
+    def recall(self, chains: Tensor, steps: Tensor) -> Tensor:
+        """Latents (n, *z_shape) that chain ``chains[i]`` of the run met at step ``steps[i]``, both (n,)."""
 
 
 class PriorProposal:
@@ -60,8 +59,8 @@ class PriorProposal:
         chains, steps = torch.broadcast_tensors(self.chains, steps[:, None])
         return self._normal(chains, steps).reshape(-1, *self.z_shape), None
 
-    def recall(self, steps: Tensor) -> Tensor:
-        return self._normal(self.chains, steps.clamp(min=0).long()).reshape(-1, *self.z_shape)
+    def recall(self, chains: Tensor, steps: Tensor) -> Tensor:
+        return self._normal(self.chains[chains], steps).reshape(-1, *self.z_shape)
 
 
 class GivenLatents:
@@ -75,9 +74,8 @@ class GivenLatents:
     def block(self, first_step: int, n_steps: int) -> tuple[Tensor, None]:
         return self.latents[first_step : first_step + n_steps].flatten(0, 1), None
 
-    def recall(self, steps: Tensor) -> Tensor:
-        chains = torch.arange(self.latents.shape[1], device=self.latents.device)
-        return self.latents[steps.clamp(min=0).long(), chains]
+    def recall(self, chains: Tensor, steps: Tensor) -> Tensor:
+        return self.latents[steps, chains]
 
 
 class DrawnProposal:
@@ -115,7 +113,7 @@ class DrawnProposal:
             raise ValueError(f"{where}: log weights must have shape ({self.n_chains},), got {_describe(extra)}")
         return z.to(self.device), extra if extra is None else extra.to(self.device)
 
-    def recall(self, steps: Tensor) -> Tensor:
+    def recall(self, chains: Tensor, steps: Tensor) -> Tensor:
         raise NotImplementedError("latents drawn by a function of the user's cannot be drawn again")
 
 

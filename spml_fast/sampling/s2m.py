@@ -19,16 +19,17 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .chains import ChainState
-from .diagnostics import Diagnostics, Timing, diagnose
-from .models import (
+from .._models import (
     ClassifierOutput,
     Stopwatch,
     eval_mode,
     first_tensor,
+    latent_shape,
     parse_classifier_output,
     takes_label,
 )
+from .chains import ChainState
+from .diagnostics import Diagnostics, Timing, diagnose
 from .proposals import DrawLatents, DrawnProposal, GivenLatents, PriorProposal, Proposal
 from .targets import JointClass, PerTarget, Targets, pack_targets
 
@@ -119,7 +120,7 @@ class S2MSampler:
                 _check_count(value, name)
         self.G = G
         self.clf = clf
-        self.z_shape = _latent_shape(G, z_dim)
+        self.z_shape = latent_shape(G, z_dim)
         self.ratio = {
             "gamma": gamma,
             "gamma_J": gamma_J,
@@ -327,16 +328,14 @@ class _Pool:
                     raise
                 interrupted = True
             self.state.raise_if_invalid()
-            decoded = [self._decode(t) for t in range(len(self.joint_classes))]
-        # Copies made here are ordinary tensors: those of inference mode could never take part in training.
-        decoded = [tuple(tensor.clone() for tensor in tensors) for tensors in decoded]
+            winners = self._decode(n_chains)
         timing = Timing(
             generator=self.generator_time.seconds(),
             classifier=self.classifier_time.seconds(),
             total=time.perf_counter() - start,
         )
         return [
-            S2MResult(target, *decoded[t], diagnose(self.state, t, done, timing, interrupted))
+            S2MResult(target, *winners.of_target(t), diagnose(self.state, t, done, timing, interrupted))
             for t, target in enumerate(self.joint_classes)
         ]
 
@@ -462,20 +461,41 @@ class _Pool:
                 mask = won[t].reshape(-1, *[1] * (tensor.ndim - 1))
                 self.kept[name][t] = torch.where(mask, tensor[row[t]], self.kept[name][t])
 
-    def _decode(self, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Samples, latents, log weights and chain numbers of the chains of target t that have a state."""
-        winner = self.state.winner[t]
-        chains = torch.nonzero(winner >= 0)[:, 0]
-        kept = self.kept.get("latents")
-        latents = (self.proposal.recall(winner) if kept is None else kept[t])[chains]
-        if "x" in self.kept:
-            samples = self.kept["x"][t][chains]
+    def _decode(self, n_chains: int) -> _Winners:
+        """Latents and samples of all chains that have a state; what several targets share is decoded once."""
+        target, chain = torch.nonzero(self.state.winner >= 0, as_tuple=True)
+        step = self.state.winner[target, chain].long()
+        if "latents" in self.kept:
+            latents = self.kept["latents"][target, chain]
         else:
-            # An empty batch would break many generators: decode one latent to learn the shape of x.
-            rows = latents if len(chains) > 0 else latents.new_zeros(1, *latents.shape[1:])
-            samples = torch.cat([self._generate(z) for z in rows.split(self.batch_size)])
-            samples = samples[: len(chains)]
-        return samples, latents, self.state.log_weight[t][chains], chains
+            latents = self.proposal.recall(chain, step)
+        if "x" in self.kept:
+            x = self.kept["x"][target, chain]
+            row_of_x = torch.arange(len(x), device=x.device)
+        else:
+            proposals, row_of_x = torch.unique(step * n_chains + chain, return_inverse=True)
+            first = torch.empty_like(proposals).scatter_(0, row_of_x, torch.arange(len(step), device=step.device))
+            # Many generators break on an empty batch: without any winner, one latent tells the shape of x.
+            rows = latents[first] if len(first) > 0 else latents.new_zeros(1, *latents.shape[1:])
+            x = torch.cat([self._generate(z) for z in rows.split(self.batch_size)])
+        return _Winners(target, chain, latents, self.state.log_weight[target, chain], x, row_of_x)
+
+
+@dataclass
+class _Winners:
+    """The last accepted proposals of all chains of all targets, n of them."""
+
+    target: Tensor  # (n,)
+    chain: Tensor  # (n,)
+    latents: Tensor  # (n, *z_shape)
+    log_weight: Tensor  # (n,)
+    x: Tensor  # (m, *x_shape), m <= n
+    row_of_x: Tensor  # (n,)
+
+    def of_target(self, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Copies, and made outside inference mode, whose own tensors could never take part in training."""
+        mine = torch.nonzero(self.target == t)[:, 0]
+        return self.x[self.row_of_x[mine]], self.latents[mine], self.log_weight[mine], self.chain[mine]
 
 
 def _joint_class(target: object) -> JointClass:
@@ -484,19 +504,6 @@ def _joint_class(target: object) -> JointClass:
     if not isinstance(target, (tuple, list)) or len(target) != 2:
         raise ValueError(f"each target must be a pair (I, J), got {target!r}")
     return JointClass.of(*target)
-
-
-def _latent_shape(G: object, z_dim: int | Sequence[int] | None) -> tuple[int, ...]:
-    z_dim = getattr(G, "z_dim", None) if z_dim is None else z_dim
-    if z_dim is None:
-        raise ValueError(
-            f"the latent size of {type(G).__name__} is not known: it has no attribute z_dim, "
-            "so pass z_dim=... (an int or a shape)"
-        )
-    shape = tuple(z_dim) if isinstance(z_dim, Sequence) else (z_dim,)
-    if not shape or not all(isinstance(n, int) and n > 0 for n in shape):
-        raise ValueError(f"z_dim must be a positive int or a shape of them, got {z_dim!r}")
-    return shape
 
 
 def _check_count(value: object, name: str, limit: int = 2**62) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -80,6 +80,20 @@ def takes_label(G: Callable) -> bool:
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     required = [p for p in parameters.values() if p.kind in positional and p.default is inspect.Parameter.empty]
     return len(required) >= 2
+
+
+def latent_shape(G: object, z_dim: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The shape of one latent, from ``z_dim`` or else ``G.z_dim``."""
+    z_dim = getattr(G, "z_dim", None) if z_dim is None else z_dim
+    if z_dim is None:
+        raise ValueError(
+            f"the latent size of {type(G).__name__} is not known: it has no attribute z_dim, "
+            "so pass z_dim=... (an int or a shape)"
+        )
+    shape = tuple(z_dim) if isinstance(z_dim, Sequence) else (z_dim,)
+    if not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
+        raise ValueError(f"z_dim must be a positive int or a shape of them, got {z_dim!r}")
+    return shape
 
 
 def first_tensor(*models: object) -> Tensor | None:

@@ -1,0 +1,1 @@
+"""Data sets that come ready as single-positive problems."""

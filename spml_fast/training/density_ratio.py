@@ -1,0 +1,665 @@
+"""The density-ratio classifiers D_v, D_r and D_f, from single positive labels and a generator.
+
+Source: Cho et al., "Mining Multi-Label Samples from Single Positive Labels", NeurIPS 2022.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+
+from .._models import eval_mode, first_tensor, latent_shape, takes_label
+from .quiet import quiet_fit, quiet_trainer, tensor_loader
+
+ECE_BINS = 15
+
+
+class DensityRatioClassifier(nn.Module):
+    """D_r, D_f and D_v in one module, in the form that the sampler takes.
+
+    The temperatures are buffers: they travel with ``state_dict`` and divide the logits in
+    ``forward``, so what comes out is calibrated.
+    """
+
+    def __init__(self, trunk: nn.Module, D_v: nn.Module, D_r: nn.Module, D_f: nn.Module | None):
+        super().__init__()
+        self.trunk = trunk
+        self.D_v = D_v
+        self.D_r = D_r
+        self.D_f = D_f
+        self.register_buffer("temperature_v", torch.ones(()))
+        self.register_buffer("temperature_r", torch.ones(()))
+        self.register_buffer("temperature_f", torch.ones(()))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """``x`` (B, *x_shape) -> class logits (B, L), fake-class logits (B, L) or None, v (B,)."""
+        features = self.trunk(x)
+        fake = None if self.D_f is None else self.D_f(features) / self.temperature_f
+        validity = self.D_v(features).flatten() / self.temperature_v
+        return self.D_r(features) / self.temperature_r, fake, validity
+
+
+@dataclass(frozen=True)
+class HeadReport:
+    """One head on the held-out data, before and after its temperature.
+
+    Attributes:
+        epoch: whose weights were kept.
+        log_likelihood: mean per example; for D_v over equally many real and generated ones, so
+            that telling nothing apart is -ln 2.
+        ece: expected calibration error.
+    """
+
+    temperature: float
+    epoch: int
+    log_likelihood: tuple[float, float]
+    ece: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class DensityRatioReport:
+    """Held-out quality of every head.
+
+    Attributes:
+        heads: by name, "D_v", "D_r" and, if trained, "D_f".
+        epochs: how many were trained.
+        interrupted: whether Ctrl+C ended the training.
+    """
+
+    heads: dict[str, HeadReport]
+    epochs: int
+    interrupted: bool = False
+
+    def __str__(self) -> str:
+        titles = ("epoch kept", "temperature", "log likelihood (raw -> calibrated)")
+        lines = ["{:<5}{:>13}{:>13}{:>37}{:>27}".format("head", *titles, "ECE (raw -> calibrated)")]
+        for name, head in self.heads.items():
+            likelihood = "{:.4f} -> {:.4f}".format(*head.log_likelihood)
+            ece = "{:.4f} -> {:.4f}".format(*head.ece)
+            lines.append(
+                f"{name:<5}{f'{head.epoch} of {self.epochs}':>13}{head.temperature:>13.3f}"
+                f"{likelihood:>37}{ece:>27}"
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class DensityRatio:
+    """What :func:`train_density_ratio` returns: the classifier and how good it is."""
+
+    clf: DensityRatioClassifier
+    report: DensityRatioReport
+
+
+def train_density_ratio(
+    G: Callable[..., Tensor],
+    x: Tensor | np.ndarray | Dataset,
+    labels: Tensor | np.ndarray | None = None,
+    *,
+    n_classes: int | None = None,
+    trunk: nn.Module | None = None,
+    D_v: nn.Module | None = None,
+    D_r: nn.Module | None = None,
+    D_f: nn.Module | None = None,
+    z_dim: int | Sequence[int] | None = None,
+    conditional: bool | None = None,
+    epochs: int = 100,
+    batch_size: int = 128,
+    lr: float = 1e-3,
+    weight_decay: float = 1e-2,
+    patience: int = 10,
+    holdout: float = 0.2,
+    augment: Callable[[Tensor], Tensor] | None = None,
+    seed: int = 0,
+    accelerator: str = "auto",
+    precision: str = "32-true",
+    progress: bool = True,
+) -> DensityRatio:
+    """Train calibrated D_v, D_r (and D_f) for S2M sampling from data and a generator.
+
+    The losses are those of the paper, a sum over
+
+    - L_v = -E_data log D_v(x) - E_G log(1 - D_v(x)): real against generated, whose logit is
+      log p_data/p_G;
+    - L_r = -E_data log D_r(c|x): the single label of a real instance;
+    - L_f = -E_{p_G(x,c)} log D_f(c|x): the label that a generated instance was made with, only
+      for a class-conditional generator; its labels are drawn as those of the data.
+
+    The sampler reads the three as density ratios, so memorised training data are worse than no
+    training: the weights kept are those of the latest epoch whose likelihood on held-out data is
+    within one standard error of the best, and a temperature per head, fitted on the same held-out
+    data, is part of the returned module.
+
+    Args:
+        G: generator, ``G(z)`` or, class-conditional, ``G(z, label)``; z (B, z_dim) of the
+            standard normal, label (B,) int64, output (B, *x_shape). A module is run in eval mode
+            without gradients, on the training device, and given back as it came.
+        x: (N, *x_shape) floating tensor or array, on the scale of G's output; or a map-style
+            ``Dataset`` of (x, label) pairs, with ``labels=None``.
+        labels: (N,) integers, the one observed positive class of each instance.
+        n_classes: number of classes L; default ``labels.max() + 1``.
+        trunk: module from x to features (B, F), shared by linear heads that are made here.
+            Either this or D_v and D_r. Modules are copied, the ones passed stay as they are.
+        D_v: module from x to the validity logit (B,) or (B, 1).
+        D_r: module from x to class logits (B, L).
+        D_f: module from x to class logits (B, L), for a class-conditional G.
+        z_dim: latent size, an int or a shape; default ``G.z_dim``.
+        conditional: whether G takes a label; default: whether it requires a second argument.
+        epochs: at most so many passes over the training share of the data.
+        batch_size: real instances per step; as many are generated.
+        lr: first learning rate of AdamW; it falls to zero along a cosine over ``epochs``.
+        weight_decay: weight decay of AdamW.
+        patience: stop after so many epochs without a better held-out likelihood (calibrated).
+        holdout: share of the data held out, stratified by label.
+        augment: function from a batch to a batch of the same shape, applied to real and generated
+            instances alike in training.
+        seed: seeds the split, the heads made here, the batches, the latents and dropout; the
+            global generator of torch is left as it was.
+        accelerator: of Lightning: "auto", "cpu", "gpu", ...
+        precision: of Lightning: "32-true", "bf16-mixed", "16-mixed", ...
+        progress: show Lightning's bar.
+
+    Returns:
+        ``.clf``, in eval mode on the CPU, which maps x to ``(class_logits (B, L),
+        fake_class_logits (B, L) or None, validity_logit (B,))``, calibrated; and ``.report``.
+
+    Raises:
+        ValueError: wrong shapes or ranges, a label outside [0, n_classes), NaN or inf in x or in
+            the held-out logits, a class with fewer than two instances, a G without known latent
+            size or with outputs of another shape than x, a conditional G without D_f, or neither
+            a trunk nor D_v and D_r.
+        TypeError: x, labels or a module of a type that cannot be used.
+        KeyboardInterrupt: on Ctrl+C within the first epoch. Later, what was best so far is
+            returned, with a warning and ``report.interrupted``.
+    """
+    _check_settings(epochs, batch_size, lr, weight_decay, patience, holdout)
+    if not callable(G):
+        raise TypeError(f"G must be callable, got {type(G).__name__}")
+    data, labels = _as_dataset(x, labels)
+    n_classes = _check_labels(labels, n_classes)
+    latent = latent_shape(G, z_dim)
+    conditional = _is_conditional(G, conditional, D_f)
+    train_rows, held_rows = _split(labels, n_classes, holdout, seed)
+
+    trainer = quiet_trainer(
+        progress=progress,
+        max_epochs=epochs,
+        accelerator=accelerator,
+        precision=precision,
+        inference_mode=False,
+    )
+    device = trainer.strategy.root_device
+    with _seeded(seed, device), _generating(G, device):
+
+        def generate(labels: Tensor, latents: Tensor) -> Tensor:
+            with torch.no_grad():
+                return G(latents, labels) if conditional else G(latents)
+
+        sample = data[0][0][None]
+        _check_generated(generate, sample, latent, device)
+        clf = _build(sample, trunk, D_v, D_r, D_f, n_classes, conditional)
+        _check_augment(augment, sample)
+        module = _training_module(
+            clf,
+            generate,
+            latent,
+            augment,
+            epochs=epochs,
+            lr=lr,
+            weight_decay=weight_decay,
+            patience=patience,
+            seed=seed,
+            shared=trunk is not None,
+        )
+        finished = quiet_fit(
+            trainer,
+            module,
+            _loader(data, train_rows, batch_size, shuffle=True),
+            _loader(data, held_rows, batch_size, shuffle=False),
+        )
+    if not module.epochs:
+        raise KeyboardInterrupt
+    if not finished:
+        warnings.warn(
+            f"interrupted after {module.epochs} of {epochs} epochs; the best so far is returned",
+            stacklevel=2,
+        )
+    module.restore()
+    clf.cpu().float().eval()
+    report = _calibrate(clf, module.kept, module.epochs, interrupted=not finished)
+    return DensityRatio(clf, report)
+
+
+# ------------------------------------------------------------------------------------- training
+
+
+@dataclass
+class _Kept:
+    """The state to return of one part, with its held-out logits and targets by head.
+
+    Held-out sets are small and single labels noisy, so the lowest held-out loss is often a lucky
+    early epoch. Of the epochs that the held-out data cannot tell from the lowest (within one
+    standard error of the paired difference) the latest is kept: its learning rate was smallest.
+    """
+
+    best_epoch: int = 0
+    best: dict[str, Tensor] | None = None  # losses of the held-out examples by head
+    epoch: int = 0
+    state: dict[str, Tensor] | None = None
+    held_out: dict[str, tuple[Tensor, Tensor]] | None = None
+
+    def offer(
+        self,
+        epoch: int,
+        module: nn.Module,
+        losses: dict[str, Tensor],
+        held_out: dict[str, tuple[Tensor, Tensor]],
+    ) -> None:
+        if self.best is not None:
+            differences = [losses[head] - self.best[head] for head in losses]
+            worse = sum(float(d.mean()) for d in differences)
+            error = math.sqrt(sum(float(d.var()) / len(d) for d in differences))
+            if worse > error:
+                return
+        if self.best is None or worse < 0:
+            self.best_epoch, self.best = epoch, losses
+        self.epoch, self.held_out = epoch, held_out
+        self.state = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+
+def _training_module(
+    clf: DensityRatioClassifier,
+    generate: Callable[[Tensor, Tensor], Tensor],
+    latent: tuple[int, ...],
+    augment: Callable[[Tensor], Tensor] | None,
+    *,
+    epochs: int,
+    lr: float,
+    weight_decay: float,
+    patience: int,
+    seed: int,
+    shared: bool,
+) -> Any:
+    """The LightningModule; a function makes it, so that Lightning is imported only when needed."""
+    import lightning
+
+    heads = ["D_v", "D_r"] + (["D_f"] if clf.D_f is not None else [])
+    # Heads overfit at different times. On a shared trunk a head's best epoch is not for it to
+    # choose, because the others would move its features: they are judged by the sum of losses.
+    # Separate modules do not touch each other, and each keeps its own best epoch.
+    parts = {"": (clf, heads)} if shared else {h: (getattr(clf, h), [h]) for h in heads}
+
+    def with_generated(x: Tensor, labels: Tensor, latents: Tensor) -> Tensor:
+        return torch.cat([x, generate(labels, latents).to(x.dtype)])
+
+    class DensityRatioTraining(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.clf = clf
+            self.kept = {name: _Kept() for name in parts}
+            self.epochs = 0
+            self.batches: list[dict[str, tuple[Tensor, Tensor]]] = []
+
+        def configure_optimizers(self) -> tuple[list, list]:
+            optimizer = torch.optim.AdamW(clf.parameters(), lr=lr, weight_decay=weight_decay)
+            # Small last steps average out the noise of single labels and of fresh latents, which
+            # both calibration and the choice of the best epoch suffer from.
+            return [optimizer], [CosineAnnealingLR(optimizer, epochs)]
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            x, labels = batch
+            both = with_generated(x, labels, torch.randn(len(x), *latent, device=x.device))
+            logits = _logits_and_targets(clf, both if augment is None else augment(both), labels)
+            return sum(_loss(head, *pair) for head, pair in logits.items())
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            x, labels = batch
+            # The same generated instances in every epoch, or epochs could not be compared.
+            source = torch.Generator().manual_seed(seed + 1 + index)
+            latents = torch.randn(len(x), *latent, generator=source).to(x.device)
+            both = with_generated(x, labels, latents)
+            logits = _logits_and_targets(clf, both, labels)
+            self.batches.append({h: (a.float().cpu(), t.cpu()) for h, (a, t) in logits.items()})
+
+        def on_validation_epoch_end(self) -> None:
+            held_out = {h: tuple(map(torch.cat, zip(*(b[h] for b in self.batches), strict=True))) for h in heads}
+            self.batches.clear()
+            # Compared as they would be returned, after their temperature: heads turn overconfident
+            # while they still learn to rank, and stopping there would waste what they can learn.
+            losses = {h: _calibrated_losses(h, *held_out[h], self.epochs + 1) for h in heads}
+            self.epochs += 1
+            for name, (module, its_heads) in parts.items():
+                mine = [{h: of[h] for h in its_heads} for of in (losses, held_out)]
+                self.kept[name].offer(self.epochs, module, *mine)
+            if all(self.epochs - kept.best_epoch >= patience for kept in self.kept.values()):
+                self.trainer.should_stop = True
+
+        def restore(self) -> None:
+            """The best state of every part."""
+            for name, (module, _) in parts.items():
+                module.load_state_dict(self.kept[name].state)
+
+    return DensityRatioTraining()
+
+
+def _logits_and_targets(
+    clf: DensityRatioClassifier, both: Tensor, labels: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Logits and targets by head; ``both``: real instances, then generated ones of same labels."""
+    n = len(labels)
+    features = clf.trunk(both)
+    real = torch.arange(2 * n, device=labels.device) < n
+    logits = {
+        "D_v": (clf.D_v(features).flatten(), real),
+        "D_r": (clf.D_r(features[:n]), labels),
+    }
+    if clf.D_f is not None:
+        logits["D_f"] = (clf.D_f(features[n:]), labels)
+    return logits
+
+
+def _losses(head: str, logits: Tensor, targets: Tensor) -> Tensor:
+    """Per example. L_v has two expectations, so its mean is twice that over both halves."""
+    if head == "D_v":
+        targets = targets.to(logits.dtype)
+        return 2 * functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return functional.cross_entropy(logits, targets, reduction="none")
+
+
+def _loss(head: str, logits: Tensor, targets: Tensor) -> Tensor:
+    """L_v, L_r or L_f."""
+    return _losses(head, logits, targets).mean()
+
+
+def _calibrated_losses(head: str, logits: Tensor, targets: Tensor, epoch: int) -> Tensor:
+    if not logits.isfinite().all():
+        raise ValueError(
+            f"{head} gives NaN or inf on held-out data after epoch {epoch}: try a smaller lr or "
+            f"another precision, or check {head} and what G generates"
+        )
+    return _losses(head, logits / _fit_temperature(head, logits, targets), targets)
+
+
+# ---------------------------------------------------------------------------------- calibration
+
+
+def _calibrate(
+    clf: DensityRatioClassifier, kept: dict[str, _Kept], epochs: int, *, interrupted: bool
+) -> DensityRatioReport:
+    """Fit the temperatures on the held-out logits of the kept states and bake them in."""
+    reports = {}
+    for part in kept.values():
+        for head, (logits, targets) in part.held_out.items():
+            temperature = _fit_temperature(head, logits, targets)
+            getattr(clf, f"temperature_{head[-1]}").fill_(temperature)
+            raw = _quality(head, logits, targets)
+            calibrated = _quality(head, logits / temperature, targets)
+            likelihood, ece = zip(raw, calibrated, strict=True)
+            reports[head] = HeadReport(temperature, part.epoch, likelihood, ece)
+    return DensityRatioReport(reports, epochs, interrupted)
+
+
+def _fit_temperature(head: str, logits: Tensor, targets: Tensor) -> float:
+    from scipy.optimize import minimize_scalar
+
+    logits = logits.double()
+    bounds = (math.log(0.05), math.log(20))
+    fit = minimize_scalar(
+        lambda t: float(_loss(head, logits / math.exp(t), targets)), bounds=bounds, method="bounded"
+    )
+    return math.exp(fit.x)
+
+
+def _quality(head: str, logits: Tensor, targets: Tensor) -> tuple[float, float]:
+    """Mean log likelihood per example and expected calibration error."""
+    from torchmetrics.functional.classification import (
+        binary_calibration_error,
+        multiclass_calibration_error,
+    )
+
+    if head == "D_v":
+        ece = binary_calibration_error(logits.sigmoid(), targets.long(), n_bins=ECE_BINS)
+        return -float(_loss(head, logits, targets)) / 2, float(ece)
+    ece = multiclass_calibration_error(logits.softmax(1), targets, num_classes=logits.shape[1], n_bins=ECE_BINS)
+    return -float(_loss(head, logits, targets)), float(ece)
+
+
+# ------------------------------------------------------------------------- modules and generator
+
+
+def _build(
+    sample: Tensor,
+    trunk: nn.Module | None,
+    D_v: nn.Module | None,
+    D_r: nn.Module | None,
+    D_f: nn.Module | None,
+    n_classes: int,
+    conditional: bool,
+) -> DensityRatioClassifier:
+    """Copies of the modules given, with heads made where there is a trunk; shapes are checked."""
+    given = {"D_v": D_v, "D_r": D_r, "D_f": D_f}
+    for name, module in {"trunk": trunk, **given}.items():
+        if module is not None and not isinstance(module, nn.Module):
+            raise TypeError(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
+    if trunk is not None:
+        extra = [name for name, module in given.items() if module is not None]
+        if extra:
+            raise ValueError(f"pass either trunk or D_v, D_r and D_f, got trunk and {extra}")
+        trunk = copy.deepcopy(trunk).cpu()
+        features = _probe("trunk", trunk, sample)
+        if features.ndim != 2:
+            raise ValueError(f"trunk must map x to (B, F), got {tuple(features.shape)} for B = 1")
+        width = features.shape[1]
+        D_v, D_r = nn.Linear(width, 1), nn.Linear(width, n_classes)
+        D_f = nn.Linear(width, n_classes) if conditional else None
+        return DensityRatioClassifier(trunk, D_v, D_r, D_f)
+    if D_v is None or D_r is None:
+        missing = [name for name in ("D_v", "D_r") if given[name] is None]
+        raise ValueError(f"pass a trunk (x -> (B, F)), or D_v and D_r (x -> logits); {missing} missing")
+    if conditional and D_f is None:
+        raise ValueError("G is class-conditional, G(z, label): D_f missing (x -> logits (B, L))")
+    expected = {"D_v": [(1,), (1, 1)], "D_r": [(1, n_classes)], "D_f": [(1, n_classes)]}
+    copies = {}
+    for name, module in given.items():
+        copies[name] = None if module is None else copy.deepcopy(module).cpu()
+        if module is not None:
+            shape = tuple(_probe(name, copies[name], sample).shape)
+            if shape not in expected[name]:
+                wanted = " or ".join(map(str, expected[name]))
+                raise ValueError(f"{name} must map x to {wanted} for B = 1, got {shape}")
+    return DensityRatioClassifier(nn.Identity(), **copies)
+
+
+def _probe(name: str, module: nn.Module, sample: Tensor) -> Tensor:
+    """One forward in eval mode, which also gives lazy layers their shape."""
+    module.eval()
+    with torch.no_grad():
+        out = module(sample)
+    module.train()
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{name} must return a tensor, got {type(out).__name__}")
+    return out
+
+
+def _is_conditional(G: Callable[..., Tensor], conditional: bool | None, D_f: nn.Module | None) -> bool:
+    if conditional is None:
+        conditional = D_f is not None or takes_label(G)
+    if D_f is not None and not conditional:
+        raise ValueError("D_f is for a class-conditional G(z, label), got conditional=False")
+    return conditional
+
+
+@contextlib.contextmanager
+def _generating(G: Callable[..., Tensor], device: torch.device) -> Iterator[None]:
+    """G in eval mode on ``device``; its flags and its device come back afterwards."""
+    parameter = first_tensor(G)
+    with eval_mode(G):
+        if parameter is not None:
+            home = parameter.device
+            G.to(device)
+        try:
+            yield
+        finally:
+            if parameter is not None:
+                G.to(home)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def _check_generated(
+    generate: Callable[[Tensor, Tensor], Tensor], sample: Tensor, latent: tuple[int, ...], device: torch.device
+) -> None:
+    labels = torch.zeros(2, dtype=torch.int64, device=device)
+    made = generate(labels, torch.randn(2, *latent, device=device))
+    if not isinstance(made, Tensor):
+        raise TypeError(f"G must return a tensor, got {type(made).__name__}")
+    if made.shape != (2, *sample.shape[1:]):
+        raise ValueError(
+            f"G must return instances shaped like x: expected {(2, *sample.shape[1:])} "
+            f"for two latents, got {tuple(made.shape)}"
+        )
+    if not made.isfinite().all():
+        raise ValueError("G returned NaN or inf for latents of the standard normal")
+
+
+def _check_augment(augment: Callable[[Tensor], Tensor] | None, sample: Tensor) -> None:
+    if augment is None:
+        return
+    batch = sample.repeat(2, *[1] * (sample.ndim - 1))
+    shape = tuple(augment(batch).shape)
+    if shape != tuple(batch.shape):
+        raise ValueError(f"augment must keep the shape {tuple(batch.shape)}, returned {shape}")
+
+
+# ------------------------------------------------------------------------------------------ data
+
+
+def _check_settings(
+    epochs: int, batch_size: int, lr: float, weight_decay: float, patience: int, holdout: float
+) -> None:
+    for name, value in {"epochs": epochs, "batch_size": batch_size, "patience": patience}.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not 0 < lr < math.inf:
+        raise ValueError(f"lr must be positive, got {lr}")
+    if not 0 <= weight_decay < math.inf:
+        raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
+    if not 0 < holdout < 1:
+        raise ValueError(f"holdout must be a share in (0, 1), got {holdout}")
+
+
+def _as_dataset(x: Tensor | np.ndarray | Dataset, labels: Tensor | np.ndarray | None) -> tuple[Dataset, Tensor]:
+    """A dataset of (instance, label) pairs that were checked, and all labels (N,) int64."""
+    if isinstance(x, Dataset):
+        if labels is not None:
+            raise ValueError("x is a Dataset of (x, label) pairs; labels must be None")
+        if not isinstance(x, TensorDataset):
+            return x, _labels_of(x)
+        if len(x.tensors) != 2:
+            raise ValueError(f"x must hold (x, label) pairs, got {len(x.tensors)} tensors")
+        x, labels = x.tensors
+    if not isinstance(x, Tensor | np.ndarray):
+        raise TypeError(f"x must be a tensor, an array or a Dataset, got {type(x).__name__}")
+    if not isinstance(labels, Tensor | np.ndarray):
+        raise TypeError(f"labels must be a tensor or an array, got {type(labels).__name__}")
+    x, labels = torch.as_tensor(x), torch.as_tensor(labels)
+    if not x.is_floating_point():
+        raise TypeError(f"x must be floating, on the scale of G's output, got {x.dtype}")
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.ndim != 1:
+        raise ValueError(
+            "labels must be (N,) integers, the index of the one positive, "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}"
+        )
+    if x.ndim < 2 or len(x) != len(labels):
+        raise ValueError(
+            f"x must have shape (N, *x_shape) with N = len(labels) = {len(labels)}, got {tuple(x.shape)}"
+        )
+    bad = (~x.isfinite()).flatten(1).any(dim=1).nonzero()
+    if len(bad):
+        raise ValueError(f"x has NaN or inf in {len(bad)} instances, the first is x[{int(bad[0])}]")
+    x, labels = x.detach().cpu().float(), labels.detach().cpu().long()
+    return TensorDataset(x, labels), labels
+
+
+def _labels_of(data: Dataset) -> Tensor:
+    """One pass over a dataset that is not in memory: check each pair, keep the label."""
+    labels, shape = [], None
+    for row in range(len(data)):
+        x, label = data[row]
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"the dataset must yield floating tensors, item {row} has x: {kind}")
+        shape = x.shape if shape is None else shape
+        if x.shape != shape:
+            raise ValueError(f"item {row} has shape {tuple(x.shape)}, item 0 has {tuple(shape)}")
+        if not x.isfinite().all():
+            raise ValueError(f"x has NaN or inf in item {row} of the dataset")
+        if int(label) != label:
+            raise ValueError(f"the label of item {row} must be an integer, got {label}")
+        labels.append(int(label))
+    return torch.tensor(labels, dtype=torch.int64)
+
+
+def _check_labels(labels: Tensor, n_classes: int | None) -> int:
+    """The number of classes, once every label is inside and every class has two instances."""
+    if not len(labels):
+        raise ValueError("x and labels are empty")
+    n_classes = int(labels.max()) + 1 if n_classes is None else n_classes
+    outside = ((labels < 0) | (labels >= n_classes)).nonzero()
+    if len(outside):
+        row = int(outside[0])
+        raise ValueError(
+            f"labels must be in [0, {n_classes}), got labels[{row}] = {int(labels[row])}"
+            f" ({len(outside)} are outside)"
+        )
+    if n_classes < 2:
+        raise ValueError(f"there must be at least two classes, got n_classes={n_classes}")
+    counts = torch.bincount(labels, minlength=n_classes).tolist()
+    few = [c for c, count in enumerate(counts) if count < 2]
+    if few:
+        raise ValueError(
+            "every class needs at least two instances, one to train on and one held out; "
+            f"class {few[0]} has {counts[few[0]]}"
+        )
+    return n_classes
+
+
+def _split(labels: Tensor, n_classes: int, holdout: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.model_selection import train_test_split
+
+    held = math.ceil(holdout * len(labels))
+    if min(held, len(labels) - held) < n_classes:
+        raise ValueError(
+            f"holdout={holdout} of {len(labels)} instances leaves {len(labels) - held} to train "
+            f"on and {held} held out; both need at least one per class ({n_classes})"
+        )
+    return train_test_split(np.arange(len(labels)), test_size=held, stratify=labels.numpy(), random_state=seed)
+
+
+def _loader(data: Dataset, rows: np.ndarray, batch_size: int, *, shuffle: bool) -> DataLoader:
+    if isinstance(data, TensorDataset):
+        return tensor_loader([t[rows] for t in data.tensors], batch_size, shuffle=shuffle)
+    return DataLoader(
+        Subset(data, rows.tolist()),
+        batch_size,
+        shuffle=shuffle,
+        drop_last=shuffle and len(rows) > batch_size,
+    )

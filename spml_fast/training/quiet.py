@@ -1,0 +1,90 @@
+"""Lightning as a function call: nothing printed but the bar, nothing written to the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+)
+
+
+def quiet_trainer(*, progress: bool, **arguments: Any) -> Any:
+    """A ``lightning.Trainer`` on one device without logger, checkpoints, summary or sanity run."""
+    import lightning
+
+    with _silence():
+        return lightning.Trainer(
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            num_sanity_val_steps=0,
+            **arguments,
+        )
+
+
+def quiet_fit(trainer: Any, module: Any, *loaders: DataLoader) -> bool:
+    """``trainer.fit``; whether it ran to its end, so False after Ctrl+C.
+
+    Lightning answers Ctrl+C by ignoring further ones and leaving the process with its work. A
+    library must not: the handler comes back, and the caller decides what to keep.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    with _silence():
+        try:
+            trainer.fit(module, *loaders)
+        except SystemExit:
+            if not trainer.interrupted:
+                raise
+        finally:
+            if signal.getsignal(signal.SIGINT) != handler:
+                signal.signal(signal.SIGINT, handler)
+    return not trainer.interrupted
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    loggers = [logging.getLogger(n) for n in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            # Advice on workers and loggers; the loaders here have no use for workers.
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def tensor_loader(
+    tensors: Sequence[Tensor], batch_size: int, *, shuffle: bool = True, steps: int | None = None
+) -> DataLoader:
+    """Batches taken from tensors by one indexing each, instead of row by row.
+
+    With ``steps``, one epoch is that many batches drawn with replacement: a training run counted
+    in steps is then a single epoch and pays the cost of starting an epoch once.
+    """
+    data = TensorDataset(*tensors)
+    if steps is not None:
+        rows = RandomSampler(data, replacement=True, num_samples=steps * batch_size)
+    elif shuffle:
+        rows = RandomSampler(data)
+    else:
+        rows = SequentialSampler(data)
+    # In training a last batch of one row would break batch normalisation.
+    batches = BatchSampler(rows, batch_size, drop_last=shuffle and len(rows) > batch_size)
+    return DataLoader(data, sampler=batches, batch_size=None)
