@@ -165,7 +165,13 @@ def load_demo(out: str | Path) -> tuple[DigitGenerator, DensityRatioClassifier, 
     clf = DensityRatioClassifier(nn.Identity(), D_v, D_r, None)
     modules = (DigitGenerator(), clf, _judge())
     for name, module in zip(FILES, modules, strict=True):
-        load_model(module.eval(), Path(out) / name)
+        file = Path(out) / name
+        if not file.exists():
+            raise FileNotFoundError(f"{file} does not exist; `spml-fast demo --out {out}` writes it")
+        try:
+            load_model(module.eval(), file)
+        except RuntimeError as error:
+            raise ValueError(f"{file} does not hold what `spml-fast demo` writes: {error}") from error
     return modules
 
 
@@ -303,7 +309,7 @@ def train_generator(
 
 
 def train_classifiers(
-    G: DigitGenerator, images: Tensor, labels: Tensor, *, seed: int = 0, **options: Any
+    G: DigitGenerator, images: Tensor, labels: Tensor, *, epochs: int = 120, seed: int = 0, **options: Any
 ) -> DensityRatio:
     """D_v and D_r, a small CNN each, calibrated on a tenth of the data.
 
@@ -321,11 +327,11 @@ def train_classifiers(
         n_classes=len(ATTRIBUTES),
         D_v=D_v,
         D_r=D_r,
-        epochs=120,
+        epochs=epochs,
         batch_size=128,
         lr=3e-3,
         weight_decay=0.05,
-        patience=120,
+        patience=epochs,  # none: the learning rate must come down before epochs can be compared
         holdout=0.1,
         augment=jitter,
         seed=seed,

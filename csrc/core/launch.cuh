@@ -13,13 +13,6 @@
 
 namespace spml::cuda {
 
-constexpr int kThreads = 256;
-
-// Blocks for `items` threads of work; kernels loop over the rest with a grid stride.
-inline int grid_for(int64_t items) {
-  return static_cast<int>(std::min<int64_t>((items + kThreads - 1) / kThreads, int64_t{1} << 30));
-}
-
 // Calls f(Scalar{}) with the storage type of `dtype`.
 template <class F>
 void with_storage_type(Dtype dtype, F&& f) {

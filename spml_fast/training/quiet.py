@@ -22,10 +22,13 @@ from torch.utils.data import (
 def quiet_trainer(*, progress: bool, **arguments: Any) -> Any:
     """A ``lightning.Trainer`` on one device without logger, checkpoints, summary or sanity run."""
     import lightning
+    from lightning.pytorch.callbacks import TQDMProgressBar
 
     with _silence():
         return lightning.Trainer(
             devices=1,
+            # The bar's default, every step, would fill a log file and slow small networks down.
+            callbacks=[TQDMProgressBar(refresh_rate=50)] if progress else [],
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,

@@ -319,7 +319,7 @@ def with_nan():
         ({"D_v": mlp(1), "D_r": mlp(3)}, r"D_r must map x to \(1, 2\).*got \(1, 3\)"),
         ({"trunk": nn.Unflatten(1, (2, 1))}, r"trunk must map x to \(B, F\)"),
         ({"G": lambda z: z}, "pass z_dim"),
-        ({"z_dim": 0, "trunk": nn.Linear(2, 4)}, "positive integer, got 0"),
+        ({"z_dim": 0, "trunk": nn.Linear(2, 4)}, "z_dim must be a positive int.*got 0"),
         ({"z_dim": 2, "G": lambda z: z[:, :1], "trunk": nn.Linear(2, 4)}, r"\(2, 2\).*\(2, 1\)"),
         ({"z_dim": 2, "G": lambda z: z / 0, "trunk": nn.Linear(2, 4)}, "G returned NaN or inf"),
         ({"G": Gaussian(True), "D_v": mlp(1), "D_r": mlp(2)}, "D_f missing"),
