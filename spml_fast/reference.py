@@ -28,8 +28,8 @@ def philox(seed: int, chain: int, step: int, stream: int) -> list[int]:
 
 
 def philox_uniform(chains: Sequence[int], steps: Sequence[int], seed: int) -> Tensor:
-    """Accept uniforms (R,) in float64: word 0 of stream 0, centred in its interval of length 2^-32."""
-    words = [philox(seed, c, k, 0)[0] for c, k in zip(chains, steps, strict=True)]
+    """Accept uniforms (R,) in float64: word c % 4 of (c // 4, step, stream 0), centred in its interval."""
+    words = [philox(seed, c // 4, k, 0)[c % 4] for c, k in zip(chains, steps, strict=True)]
     return (torch.tensor(words, dtype=torch.float64) + 0.5) * 2.0**-32
 
 

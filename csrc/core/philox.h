@@ -3,7 +3,9 @@
 //
 //   key     = seed (64 bits)
 //   counter = (chain: 64 bits, step: 32 bits, stream: 32 bits)
-//   stream 0: the accept uniform; stream 1 + b: the normals of dimensions 4b ... 4b+3.
+//   stream 1 + b: the normals of dimensions 4b ... 4b+3 of that chain
+//   stream 0: the accept uniforms of chains 4 * chain ... 4 * chain + 3, a word each; a call for every uniform
+//             would be a third of the accept step
 #pragma once
 
 #include "core/math.h"
@@ -49,9 +51,14 @@ SPML_HD T uniform_from_bits(uint32_t word) {
   return (static_cast<T>(word) + T(0.5)) * T(0x1p-32);
 }
 
+constexpr int kUniformsPerCall = 4;
+
 template <class T>
 SPML_HD T accept_uniform(uint64_t seed, uint64_t chain, uint32_t step) {
-  return uniform_from_bits<T>(philox(seed, chain, step, kUniformStream).word[0]);
+  const Philox random = philox(seed, chain / kUniformsPerCall, step, kUniformStream);
+  const uint32_t low = (chain & 1) != 0 ? random.word[1] : random.word[0];
+  const uint32_t high = (chain & 1) != 0 ? random.word[3] : random.word[2];
+  return uniform_from_bits<T>((chain & 2) != 0 ? high : low);
 }
 
 // Two independent standard normals from two words (Box and Muller, 1958).

@@ -263,12 +263,26 @@ inline void imh_step_tile(const Tile<T>& proposal, const Tile<T>& log_uniform, i
 template <class T>
 inline void log_uniform_tile(const ScanParams& scan, int64_t chain, uint32_t step, Tile<T>& out) {
   const uint64_t first = static_cast<uint64_t>(scan.first_chain + chain);
-  Tile<uint32_t> word;
-  SPML_FOR_LANES(l) {
-    word.lane[l] = philox(scan.seed, first + l, step, kUniformStream).word[0];
+  const uint64_t first_call = first / kUniformsPerCall;
+  constexpr int kCalls = kLanes / kUniformsPerCall;
+  uint32_t words[kLanes + kUniformsPerCall];  // one call more, for tiles that do not start with a call
+#pragma GCC ivdep
+  for (int i = 0; i < kCalls; ++i) {
+    const Philox random = philox(scan.seed, first_call + i, step, kUniformStream);
+    words[4 * i] = random.word[0];
+    words[4 * i + 1] = random.word[1];
+    words[4 * i + 2] = random.word[2];
+    words[4 * i + 3] = random.word[3];
+  }
+  const int skip = static_cast<int>(first % kUniformsPerCall);
+  if (skip != 0) {
+    const Philox random = philox(scan.seed, first_call + kCalls, step, kUniformStream);
+    for (int k = 0; k < kUniformsPerCall; ++k) {
+      words[kLanes + k] = random.word[k];
+    }
   }
   SPML_FOR_LANES(l) {
-    out.lane[l] = log(uniform_from_bits<T>(word.lane[l]));
+    out.lane[l] = log(uniform_from_bits<T>(words[skip + l]));
   }
 }
 
