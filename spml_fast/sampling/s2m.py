@@ -38,6 +38,9 @@ Indices = int | Iterable[int]
 BLOCK_ROWS = 65536
 """Proposals whose logits are held between two accept passes, if block_steps is not given."""
 
+FIRST_BATCH = 64
+"""Proposals in the batch that shows the size of x, and in none fewer after it, if batch_size is not given."""
+
 BATCH_ELEMENTS = {"cpu": 2**16, "cuda": 2**24}
 """Elements of x in one batch, if batch_size is not given: about what keeps the device busy from its cache."""
 
@@ -189,7 +192,8 @@ class S2MSampler:
             One :class:`S2MResult` per target, in order. A chain that never met the support of its target has no
             sample; ``diagnostics.chains_without_support`` counts them and a warning says so.
 
-        Ctrl-C ends the run early with what it has; ``diagnostics.interrupted`` is set.
+        Ctrl-C ends the pool that is running, after its first block, with what it has; ``diagnostics.interrupted``
+        is set.
         """
         joint_classes = [_joint_class(target) for target in targets]
         if not joint_classes:
@@ -315,18 +319,19 @@ class _Pool:
         done = 0
         interrupted = False
         with torch.inference_mode():
-            try:
-                while done < n_steps:
-                    steps = min(block_steps, n_steps - done)
+            while done < n_steps:
+                steps = min(block_steps, n_steps - done)
+                try:  # of G and clf alone, which take the time: the chains are never left half updated
                     latents, extra = self.proposal.block(done, steps)
                     x, output = self._classify(latents, bar)
-                    self._accept(output, extra, steps, n_chains, seed, first_chain, done)
-                    self._keep_winners(latents, x, done, n_chains)
-                    done += steps
-            except KeyboardInterrupt:
-                if done == 0:
-                    raise
-                interrupted = True
+                except KeyboardInterrupt:
+                    if done == 0:
+                        raise
+                    interrupted = True
+                    break
+                self._accept(output, extra, steps, n_chains, seed, first_chain, done)
+                self._keep_winners(latents, x, done, n_chains)
+                done += steps
             self.state.raise_if_invalid()
             winners = self._decode(n_chains)
         timing = Timing(
@@ -346,7 +351,7 @@ class _Pool:
         samples: list[Tensor] = []
         row = 0
         while row < n_rows:
-            z = latents[row : row + (self.batch_size or 64)]
+            z = latents[row : row + (self.batch_size or FIRST_BATCH)]
             try:
                 x, output = self._forward(z)
             except torch.OutOfMemoryError:
@@ -357,7 +362,7 @@ class _Pool:
             if self.batch_size is None:
                 elements = BATCH_ELEMENTS.get(x.device.type, BATCH_ELEMENTS["cuda"])
                 per_batch = 2 ** int(math.log2(max(1, elements // max(1, x[0].numel()))))
-                self.batch_size = min(max(per_batch, 32), BLOCK_ROWS)
+                self.batch_size = min(max(per_batch, FIRST_BATCH), BLOCK_ROWS)
             if self.sampler.stochastic:
                 samples.append(x)
             outputs.append(output)

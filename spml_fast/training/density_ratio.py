@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -95,8 +95,7 @@ class DensityRatioReport:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class DensityRatio:
+class DensityRatio(NamedTuple):
     """What :func:`train_density_ratio` returns: the classifier and how good it is."""
 
     clf: DensityRatioClassifier

@@ -461,7 +461,7 @@ def peak_gib(n_steps):
 
 
 def test_memory_does_not_grow_with_the_steps():
-    """65,536 chains: under 1 GiB, and the same for 3 times the steps. `bench/` runs all 200 of them."""
+    """65,536 chains: under 1 GiB, and no more for three times the steps."""
     few, more = peak_gib(4), peak_gib(12)
     assert more < 1.0
     assert more < few + 0.05
