@@ -57,13 +57,14 @@ def extension(cuda: bool, note: str):
         flags["cxx"].append("-DSPML_WITH_CUDA")
         flags["nvcc"] = [*NVCC_FLAGS, "-DSPML_WITH_CUDA"]
         build = cpp_extension.CUDAExtension
+    # For the C++ compiler alone: nvcc passes quotes and blanks on to its own tools less reliably.
+    flags["cxx"] += [f'-D{name}="{value}"' for name, value in macros.items()]
     return build(
         "spml_fast._C",
         sources,
         include_dirs=[str(Path("csrc").resolve()), pybind11.get_include()],
-        define_macros=[(name, f'"{value}"') for name, value in macros.items()],
         extra_compile_args=flags,
-        depends=[str(p) for p in Path("csrc").rglob("*.h")],
+        depends=[str(p) for p in Path("csrc").rglob("*") if p.suffix in (".h", ".cuh")],
     )
 
 
