@@ -46,14 +46,9 @@ def parse_classifier_output(output: object, n_rows: int) -> ClassifierOutput:
             f"clf returned {got}; expected (class_logits, validity_logit), "
             "(class_logits, fake_class_logits or None, validity_logit), or a dict with those names"
         )
-    for name, part in zip(OUTPUT_NAMES, parts, strict=True):
-        if part is None and name == "fake_class_logits":
-            continue
-        if not isinstance(part, Tensor):
-            raise TypeError(f"clf: {name} must be a tensor, got {type(part).__name__}")
-        if not part.is_floating_point():
-            raise TypeError(f"clf: {name} must be floating point, got {part.dtype}")
-    class_logits, fake, validity = parts
+    class_logits = _floating(parts[0], "class_logits")
+    fake = None if parts[1] is None else _floating(parts[1], "fake_class_logits")
+    validity = _floating(parts[2], "validity_logit")
     if class_logits.ndim != 2 or class_logits.shape[0] != n_rows or class_logits.shape[1] < 1:
         raise ValueError(f"clf: class_logits must have shape ({n_rows}, classes), got {tuple(class_logits.shape)}")
     if fake is not None and fake.shape != class_logits.shape:
@@ -69,6 +64,14 @@ def parse_classifier_output(output: object, n_rows: int) -> ClassifierOutput:
     if fake is not None:
         fake = fake.to(dtype)
     return ClassifierOutput(class_logits.to(dtype), fake, validity.reshape(n_rows).to(dtype))
+
+
+def _floating(part: object, name: str) -> Tensor:
+    if not isinstance(part, Tensor):
+        raise TypeError(f"clf: {name} must be a tensor, got {type(part).__name__}")
+    if not part.is_floating_point():
+        raise TypeError(f"clf: {name} must be floating point, got {part.dtype}")
+    return part
 
 
 def takes_label(G: Callable) -> bool:

@@ -116,12 +116,12 @@ def eager_weight(class_logits: Tensor, validity_logit: Tensor, gamma: Tensor, I:
 
 
 def eager_accept_step(
-    state: tuple[Tensor, Tensor, Tensor],
-    proposal: tuple[Tensor, Tensor, Tensor],
+    state: Sequence[Tensor],
+    proposal: Sequence[Tensor],
     gamma: Tensor,
     I: Tensor,
     J: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """One accept step as research code writes it: both weights anew, Bernoulli, mask multiply.
 
     ``state`` and ``proposal`` are (class logits (C, N), validity logit (C,), what is kept of x (C, ...)).

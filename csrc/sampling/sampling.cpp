@@ -128,6 +128,11 @@ LogWeightInputs check_inputs(const char* op, const Tensor& class_logits, const T
   p.fake_logits = data_or_null(in.fake_logits);
   p.extra = data_or_null(in.extra);
   p.masks = in.masks.const_data_ptr<int64_t>();
+  for (int64_t row = 0; masks.is_cpu() && row < 2 * n_targets; ++row) {  // on a GPU, looking would mean waiting
+    const uint64_t last_word = static_cast<uint64_t>(p.masks[row * words + words - 1]);
+    TORCH_CHECK_INDEX(n_classes % 64 == 0 || last_word >> (n_classes % 64) == 0, op,
+                      ": masks name a class beyond the ", n_classes, " of class_logits");
+  }
   p.log_gamma = in.log_gamma.const_data_ptr();
   p.inv_temperature = in.inv_temperature.const_data_ptr();
   p.steps = batch_dims == 2 ? batch[0] : 1;

@@ -5,15 +5,17 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Value = TypeVar("Value")
-PerTarget = Value | Callable[[tuple[int, ...], tuple[int, ...]], Value]
-"""A value for all targets, or a function of a target's ``(I, J)`` that returns it."""
+Numbers = float | Sequence[float] | np.ndarray | Tensor
+"""One number, or one per class."""
+
+PerTarget = Numbers | Callable[[tuple[int, ...], tuple[int, ...]], Numbers]
+"""The same for all targets, or a function of a target's ``(I, J)``."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class JointClass:
 
 
 def _indices(given: int | Iterable[int], name: str) -> tuple[int, ...]:
-    items = [given] if _is_integer(given) else given
+    items: Any = [given] if _is_integer(given) else given
     if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
         raise TypeError(f"{name} must be class indices (int or iterable of int), got {given!r}")
     indices = []
@@ -69,7 +71,7 @@ def _indices(given: int | Iterable[int], name: str) -> tuple[int, ...]:
     return tuple(indices)
 
 
-def _is_integer(item: object) -> bool:
+def _is_integer(item: Any) -> bool:
     if isinstance(item, (bool, np.bool_)):
         return False
     if isinstance(item, (Tensor, np.ndarray)) and item.ndim > 0:
@@ -127,11 +129,11 @@ def pack_targets(
     )
 
 
-def _resolve(given: PerTarget, target: JointClass):
+def _resolve(given: PerTarget, target: JointClass) -> Numbers:
     return given(target.I, target.J) if callable(given) else given
 
 
-def _class_ratio(given: object, n_classes: int, name: str) -> np.ndarray:
+def _class_ratio(given: Numbers, n_classes: int, name: str) -> np.ndarray:
     ratio = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=float)
     if ratio.shape not in ((), (n_classes,)):
         raise ValueError(f"{name} must be a number or one number per class ({n_classes},), got {ratio.shape}")
@@ -140,7 +142,7 @@ def _class_ratio(given: object, n_classes: int, name: str) -> np.ndarray:
     return np.broadcast_to(ratio, (n_classes,))
 
 
-def _positive(given: object, name: str) -> float:
+def _positive(given: Any, name: str) -> float:
     value = float(given)
     if not (np.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be positive and finite, got {given!r}")

@@ -196,16 +196,16 @@ def test_one_pool_equals_separate_runs(device):
 
 def test_seeds_differ_and_the_default_follows_torch():
     sampler = rowwise()
-    a, b = (sampler.sample(0, 1, 20, 10, seed=s).samples for s in (0, 1))
+    a, b = (sampler.sample(0, 1, 20, 40, seed=s).samples for s in (0, 1))
     assert not torch.equal(a, b)
     torch.manual_seed(3)
-    c = sampler.sample(0, 1, 20, 10).samples
-    d = sampler.sample(0, 1, 20, 10).samples
+    c = sampler.sample(0, 1, 20, 40).samples
+    d = sampler.sample(0, 1, 20, 40).samples
     torch.manual_seed(3)
-    assert torch.equal(sampler.sample(0, 1, 20, 10).samples, c)
+    assert torch.equal(sampler.sample(0, 1, 20, 40).samples, c)
     assert not torch.equal(c, d)
     assert torch.equal(
-        sampler.sample(0, 1, 5, 5, seed=2**64 - 1).samples, sampler.sample(0, 1, 5, 5, seed=-1).samples
+        sampler.sample(0, 1, 5, 40, seed=2**64 - 1).samples, sampler.sample(0, 1, 5, 40, seed=-1).samples
     )
 
 
