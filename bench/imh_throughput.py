@@ -319,7 +319,7 @@ def targets_rows(options: Options) -> Iterator[Row]:
 
 
 def verdicts(row: Row) -> Iterator[str]:
-    """What DESIGN.md asks of this row, and whether it was met."""
+    """What the project asks of this row, and whether it was met."""
 
     def verdict(wanted: str, met: bool) -> str:
         return f"{wanted}: {'met' if met else 'NOT MET'}"

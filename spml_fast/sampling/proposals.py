@@ -19,21 +19,17 @@ DrawLatents = Callable[[int, torch.Generator], Tensor | tuple[Tensor, Tensor]]
 
 
 class Proposal(Protocol):
-    addressable: bool
-    """Whether ``recall`` works; if not, the sampler keeps the latents of accepted proposals as it goes."""
+    recall: Callable[[Tensor, Tensor], Tensor] | None
+    """``recall(chains, steps)`` -> latents (n, *z_shape) that chain ``chains[i]`` of the run met at ``steps[i]``.
+    None where latents cannot be had again: then those of accepted proposals are kept as the run goes."""
 
     def block(self, first_step: int, n_steps: int) -> tuple[Tensor, Tensor | None]:
         """Latents (n_steps * n_chains, *z_shape), steps outermost, and log weights of that length or None."""
-
-    def recall(self, chains: Tensor, steps: Tensor) -> Tensor:
-        """Latents (n, *z_shape) that chain ``chains[i]`` of the run met at step ``steps[i]``, both (n,)."""
 
 
 class PriorProposal:
     """Standard normal latents by Philox: those of (seed, chain, step) are the same in every run, on every
     device, in batches of any size, so nothing but the step has to be remembered."""
-
-    addressable = True
 
     def __init__(
         self,
@@ -66,8 +62,6 @@ class PriorProposal:
 class GivenLatents:
     """Latents (n_steps, n_chains, *z_shape) that the user drew."""
 
-    addressable = True
-
     def __init__(self, latents: Tensor):
         self.latents = latents
 
@@ -82,7 +76,7 @@ class DrawnProposal:
     """Latents from the user's own ``draw(n, generator)``, called once a step with n = n_chains, so that what it
     returns does not depend on the blocks that the sampler works in."""
 
-    addressable = False
+    recall = None
 
     def __init__(self, draw: DrawLatents, n_chains: int, seed: int, device: torch.device | str):
         self.draw = draw
@@ -112,9 +106,6 @@ class DrawnProposal:
         if extra is not None and (not isinstance(extra, Tensor) or extra.shape != (self.n_chains,)):
             raise ValueError(f"{where}: log weights must have shape ({self.n_chains},), got {_describe(extra)}")
         return z.to(self.device), extra if extra is None else extra.to(self.device)
-
-    def recall(self, chains: Tensor, steps: Tensor) -> Tensor:
-        raise NotImplementedError("latents drawn by a function of the user's cannot be drawn again")
 
 
 def _describe(value: object) -> str:

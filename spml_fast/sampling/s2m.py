@@ -452,7 +452,7 @@ class _Pool:
         offered = {}
         if x is not None:
             offered["x"] = x
-        if not self.proposal.addressable:
+        if self.proposal.recall is None:
             offered["latents"] = latents
         if not offered:
             return
