@@ -17,7 +17,6 @@ struct Float;
 
 template <>
 struct Float<float> {
-  using Int = int32_t;
   using UInt = uint32_t;
   static constexpr int kMantissa = 23;
   static constexpr UInt kBias = 127;
@@ -36,7 +35,6 @@ struct Float<float> {
 
 template <>
 struct Float<double> {
-  using Int = int64_t;
   using UInt = uint64_t;
   static constexpr int kMantissa = 52;
   static constexpr UInt kBias = 1023;

@@ -28,6 +28,7 @@ from .._models import (
     parse_classifier_output,
     takes_label,
 )
+from .._ops import compute_dtype
 from .chains import ChainState
 from .diagnostics import Diagnostics, Timing, diagnose
 from .proposals import DrawLatents, DrawnProposal, GivenLatents, PriorProposal, Proposal
@@ -419,7 +420,7 @@ class _Pool:
     ) -> None:
         class_logits, fake, validity = output
         n_classes = class_logits.shape[1]
-        dtype = torch.float64 if class_logits.dtype == torch.float64 else torch.float32
+        dtype = compute_dtype(class_logits.dtype)
         if self.state is None:
             if self.label is not None and not 0 <= self.label < n_classes:
                 raise ValueError(
