@@ -52,6 +52,18 @@ imh_scan = ops.imh_scan.default
 s2m_imh_scan = ops.s2m_imh_scan.default
 philox_uniform = ops.philox_uniform.default
 philox_normal = ops.philox_normal.default
+loss = ops.loss.default
+linear_loss = ops.linear_loss.default
+sum_probabilities = ops.sum_probabilities.default
+draw_unobserved = ops.draw_unobserved.default
+large_loss_threshold = ops.large_loss_threshold.default
+flip_labels = ops.flip_labels.default
+# The op again, called without its schema being interpreted, which takes longer than the loss of a small batch.
+# What traces Python (torch.compile) needs the op itself; what traces dispatch sees no difference.
+loss_unparsed = extension.loss
+
+losses: dict[str, int] = dict(extension.losses)
+"""Numbers of the functors in csrc/losses/table.h, by name."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -83,3 +95,52 @@ def _(chains, steps, seed, *, dtype=None) -> Tensor:
 @torch.library.register_fake("spml_fast::philox_normal")
 def _(chains, steps, seed, dim, *, dtype=None) -> Tensor:
     return chains.new_empty((chains.shape[0], dim), dtype=dtype or torch.float32)
+
+
+def _loss_value(inputs, reduction) -> Tensor:
+    if reduction == 0:
+        return torch.empty_like(inputs, memory_format=torch.contiguous_format)
+    return inputs.new_empty((), dtype=compute_dtype(inputs.dtype))
+
+
+@torch.library.register_fake("spml_fast::loss")
+def _(logits, labels, kind, loss, hyper, eps, reduction, *rest) -> Tensor:
+    return _loss_value(logits, reduction)
+
+
+@torch.library.register_fake("spml_fast::loss_and_grad")
+def _(logits, labels, kind, loss, hyper, eps, reduction, *rest) -> tuple[Tensor, Tensor, Tensor]:
+    grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
+    aux_grad = logits.new_empty(logits.shape if kind == 1 else (0,), dtype=compute_dtype(logits.dtype))
+    return _loss_value(logits, reduction), grad, aux_grad
+
+
+@torch.library.register_fake("spml_fast::linear_loss")
+def _(x, weight, bias, labels, kind, loss, hyper, eps, reduction, *rest) -> Tensor:
+    return _loss_value(x, reduction)
+
+
+@torch.library.register_fake("spml_fast::linear_loss_and_grad")
+def _(x, weight, bias, labels, kind, loss, hyper, eps, reduction, *rest):
+    grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, weight)]
+    return _loss_value(x, reduction), *grads, x.new_empty((0,)) if bias is None else torch.empty_like(bias)
+
+
+@torch.library.register_fake("spml_fast::sum_probabilities")
+def _(logits) -> Tensor:
+    return logits.new_empty((1,), dtype=torch.float64)
+
+
+@torch.library.register_fake("spml_fast::draw_unobserved")
+def _(labels, n_labels, seed, step) -> Tensor:
+    return labels.new_empty((labels.shape[0],), dtype=torch.int64)
+
+
+@torch.library.register_fake("spml_fast::large_loss_threshold")
+def _(logits, labels, flips, index, k) -> Tensor:
+    return logits.new_empty((1,), dtype=compute_dtype(logits.dtype))
+
+
+@torch.library.register_fake("spml_fast::flip_labels")
+def _(logits, labels, flips, index, threshold) -> None:
+    return None

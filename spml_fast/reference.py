@@ -5,10 +5,11 @@ float64 and is differentiable, and makes no attempt to be fast. Tests and benchm
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 # --- counter-based randomness ---------------------------------------------------------------------
 
@@ -135,3 +136,559 @@ def eager_accept_step(
         shape = (-1, *[1] * (mine.dim() - 1))
         keep.append(accept.view(shape) * offered + refuse.view(shape) * mine)
     return tuple(keep)
+
+
+# --- losses: building blocks ----------------------------------------------------------------------
+#
+# Every loss takes logits z (N, L) and labels s (N, L) of z's dtype, 1 observed positive, 0 unobserved,
+# -1 observed negative, and returns the (N, L) matrix of its entries before any reduction. p is sigmoid(z).
+# No boolean-mask indexing, no synchronisation: each is also what torch.compile is given in the benchmarks.
+
+
+def label_matrix(labels: Tensor, n_labels: int, dtype: torch.dtype) -> Tensor:
+    """Dense labels (N, L) from (N,) int64 indices of the one observed positive (-1: none) or from a matrix."""
+    if labels.dim() == 2:
+        return labels.to(dtype)
+    return (labels[:, None] == torch.arange(n_labels, device=labels.device)).to(dtype)
+
+
+def reduce(entries: Tensor, class_weight: Tensor | None = None, reduction: str = "mean") -> Tensor:
+    """Weight the columns, then 'none', 'sum', or 'mean' over N * L whatever the weights."""
+    if class_weight is not None:
+        entries = entries * class_weight
+    if reduction == "none":
+        return entries
+    if reduction == "sum":
+        return entries.sum()
+    if reduction == "mean":
+        return entries.mean()
+    raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+
+
+def neg_log_p(z: Tensor, eps: float = 0.0) -> Tensor:
+    """-log(p + eps)."""
+    return -logsigmoid(z) if eps == 0 else -torch.log(torch.sigmoid(z) + eps)
+
+
+def neg_log_1mp(z: Tensor, eps: float = 0.0) -> Tensor:
+    """-log(1 - p + eps)."""
+    return neg_log_p(-z, eps)
+
+
+def robust(z: Tensor, q: float, eps: float = 0.0) -> Tensor:
+    """(1 - p^q) / q for q >= 0, whose limit at q = 0 is -log(p + eps); small q keeps its precision."""
+    return neg_log_p(z, eps) if q == 0 else -torch.expm1(-q * neg_log_p(z)) / q
+
+
+def focal(z: Tensor, gamma: float, eps: float = 0.0) -> Tensor:
+    """(1 - p)^gamma * -log(p + eps)."""
+    return torch.exp(gamma * logsigmoid(-z)) * neg_log_p(z, eps)
+
+
+# --- losses: per entry ----------------------------------------------------------------------------
+
+
+def bce(z: Tensor, y: Tensor, eps: float = 0.0) -> Tensor:
+    """Binary cross-entropy against full, possibly soft, labels y in [0, 1]."""
+    return y * neg_log_p(z, eps) + (1 - y) * neg_log_1mp(z, eps)
+
+
+def bce_ls(z: Tensor, y: Tensor, smoothing: float = 0.1, eps: float = 0.0) -> Tensor:
+    """BCE with the share ``smoothing`` of every label moved to the other side; y in [0, 1]."""
+    return (1 - smoothing) * bce(z, y, eps) + smoothing * bce(z, 1 - y, eps)
+
+
+def iun(z: Tensor, s: Tensor, y: Tensor, eps: float = 0.0) -> Tensor:
+    """Ignore unobserved negatives: entries not observed positive count only where the true label y is 0."""
+    negative = torch.where(y == 0, neg_log_1mp(z, eps), 0.0)
+    return torch.where(s == 1, neg_log_p(z, eps), negative)
+
+
+def iu(z: Tensor, s: Tensor, eps: float = 0.0) -> Tensor:
+    """Ignore unobserved: only observed labels count."""
+    return torch.where(s == 1, neg_log_p(z, eps), torch.where(s == -1, neg_log_1mp(z, eps), 0.0))
+
+
+def an(z: Tensor, s: Tensor, eps: float = 0.0) -> Tensor:
+    """Assume negative: unobserved is negative."""
+    return torch.where(s == 1, neg_log_p(z, eps), neg_log_1mp(z, eps))
+
+
+def an_ls(z: Tensor, s: Tensor, smoothing: float = 0.1, eps: float = 0.0) -> Tensor:
+    """AN with label smoothing."""
+    nlp, nl1mp = neg_log_p(z, eps), neg_log_1mp(z, eps)
+    positive = s == 1
+    return (1 - smoothing) * torch.where(positive, nlp, nl1mp) + smoothing * torch.where(positive, nl1mp, nlp)
+
+
+def wan(z: Tensor, s: Tensor, negative_weight: float | None = None, eps: float = 0.0) -> Tensor:
+    """Weak AN: an unobserved label weighs ``negative_weight``, 1 / (L - 1) by default; observed ones weigh 1."""
+    if negative_weight is None:
+        negative_weight = 1 / max(z.shape[1] - 1, 1)
+    nl1mp = neg_log_1mp(z, eps)
+    negative = torch.where(s == 0, negative_weight * nl1mp, nl1mp)
+    return torch.where(s == 1, neg_log_p(z, eps), negative)
+
+
+def pns(z: Tensor, s: Tensor, columns: Tensor, eps: float = 0.0) -> Tensor:
+    """IU, with the unobserved label ``columns[n]`` (int64; -1: none) of row n taken as negative."""
+    drawn = columns[:, None] == torch.arange(z.shape[1], device=z.device)
+    negative = torch.where((s == -1) | drawn, neg_log_1mp(z, eps), 0.0)
+    return torch.where(s == 1, neg_log_p(z, eps), negative)
+
+
+def pr(z: Tensor, s: Tensor) -> Tensor:
+    """Pairwise ranking: a positive i counts sum_j max(0, 1 - p_i + p_j) over the j of its row not positive.
+
+    The hinge is never inactive, as 0 <= p <= 1, so the sum needs only the number and the total of the p_j.
+    """
+    others = (s != 1).to(z.dtype)
+    total = (others * torch.sigmoid(z)).sum(dim=1, keepdim=True)
+    return torch.where(s == 1, others.sum(dim=1, keepdim=True) * torch.sigmoid(-z) + total, 0.0)
+
+
+def em(z: Tensor, s: Tensor, alpha: float = 0.2, eps: float = 0.0) -> Tensor:
+    """Entropy maximisation: an unobserved label counts -alpha H(p)."""
+    nlp, nl1mp = neg_log_p(z, eps), neg_log_1mp(z, eps)
+    entropy = torch.sigmoid(z) * nlp + torch.sigmoid(-z) * nl1mp
+    return torch.where(s == 1, nlp, torch.where(s == 0, -alpha * entropy, nl1mp))
+
+
+def em_apl(
+    z: Tensor, s: Tensor, pseudo: Tensor, alpha: float = 0.2, beta: float = 0.4, eps: float = 0.0
+) -> Tensor:
+    """EM, with beta * BCE against pseudo-labels where unobserved and ``pseudo`` (N, L) is not negative."""
+    has_pseudo = (s == 0) & (pseudo >= 0)
+    return torch.where(has_pseudo, beta * bce(z, pseudo.clamp(min=0), eps), em(z, s, alpha, eps))
+
+
+def focal_margin(z: Tensor, s: Tensor, margin: float = 1.0, gamma: float = 2.0, eps: float = 0.0) -> Tensor:
+    """Focal loss whose positives see the logit z - margin."""
+    return torch.where(s == 1, focal(z - margin, gamma, eps), focal(-z, gamma, eps))
+
+
+def hill(
+    z: Tensor, s: Tensor, margin: float = 1.0, gamma: float = 2.0, lam: float = 1.5, eps: float = 0.0
+) -> Tensor:
+    """Positives as in focal_margin, all others (lam - p) p^2."""
+    p = torch.sigmoid(z)
+    return torch.where(s == 1, focal(z - margin, gamma, eps), (lam - p) * p**2)
+
+
+def splc(
+    z: Tensor,
+    s: Tensor,
+    margin: float = 1.0,
+    gamma: float = 2.0,
+    tau: float = 0.6,
+    correct: bool = True,
+    eps: float = 0.0,
+) -> Tensor:
+    """focal_margin, but if ``correct`` an unobserved label of p > tau is a positive, without the margin."""
+    entries = focal_margin(z, s, margin, gamma, eps)
+    if not correct:
+        return entries
+    return torch.where((s == 0) & (torch.sigmoid(z) > tau), focal(z, gamma, eps), entries)
+
+
+def asl(
+    z: Tensor,
+    s: Tensor,
+    gamma_pos: float = 1.0,
+    gamma_neg: float = 4.0,
+    margin: float = 0.05,
+    eps: float = 0.0,
+) -> Tensor:
+    """Asymmetric loss: negatives see max(p - margin, 0); the gradient flows through the focal factors."""
+    if margin == 0:
+        negative = focal(-z, gamma_neg, eps)
+    else:
+        p = torch.sigmoid(z)
+        above = p > margin
+        factor = torch.where(above, torch.where(above, p - margin, 1.0) ** gamma_neg, 0.0**gamma_neg)
+        negative = -factor * torch.log(torch.where(above, torch.sigmoid(-z) + margin, 1.0) + eps)
+    return torch.where(s == 1, focal(z, gamma_pos, eps), negative)
+
+
+def gr_weight(z: Tensor, mu: float, sigma: float) -> Tensor:
+    """v = exp(-(p - mu)^2 / (2 sigma^2)), without gradient."""
+    return torch.exp(-((torch.sigmoid(z.detach()) - mu) ** 2) / (2 * sigma**2))
+
+
+def gr(
+    z: Tensor,
+    s: Tensor,
+    w: float,
+    b: float,
+    mu: float,
+    sigma: float,
+    q: Sequence[float] = (0.0, 0.01, 1.0),
+    eps: float = 0.0,
+) -> Tensor:
+    """Generalized robust loss: L1(p) if positive, L3(p) if negative, else v (k L2(p) + (1 - k) L3(p)).
+
+    L1, L2 are (1 - p^q) / q and L3 is (1 - (1 - p)^q) / q for the three q; k = sigmoid(w p + b) and
+    v = exp(-(p - mu)^2 / (2 sigma^2)) are constants to the gradient.
+    """
+    k = torch.sigmoid(w * torch.sigmoid(z.detach()) + b)
+    as_negative = robust(-z, q[2], eps)
+    unobserved = gr_weight(z, mu, sigma) * (k * robust(z, q[1], eps) + (1 - k) * as_negative)
+    return torch.where(s == 1, robust(z, q[0], eps), torch.where(s == 0, unobserved, as_negative))
+
+
+def gpr(
+    z: Tensor,
+    s: Tensor,
+    pseudo: Tensor,
+    w: float,
+    b: float,
+    mu: float,
+    sigma: float,
+    q: Sequence[float] = (0.0, 0.01, 1.0),
+    rho: float = 0.9,
+    weight_range: Sequence[float] = (0.4, 0.7),
+    eps: float = 0.0,
+) -> Tensor:
+    """GR; where ``pseudo`` (N, L) is 1, the soft label rho with weight 1 - v, clamped; -1: v * -log(1 - p)."""
+    v = gr_weight(z, mu, sigma)
+    fit = rho * neg_log_p(z, eps) + (1 - rho) * neg_log_1mp(z, eps)
+    outside = torch.where(pseudo == 1, (1 - v).clamp(*weight_range) * fit, v * neg_log_1mp(z, eps))
+    return torch.where((s == 0) & (pseudo != 0), outside, gr(z, s, w, b, mu, sigma, q, eps))
+
+
+def ll(z: Tensor, s: Tensor, k: int, flip: bool = False, eps: float = 0.0) -> Tensor:
+    """AN, but the k unobserved labels of the largest loss in the batch are dropped, or taken as positives.
+
+    The largest loss is the largest z. Ties with the k-th are included; a k beyond their number means all.
+    """
+    entries = an(z, s, eps)
+    k = min(k, z.numel())
+    if k <= 0:
+        return entries
+    unobserved = s == 0
+    threshold = torch.topk(torch.where(unobserved, z.detach(), -torch.inf).flatten(), k).values[-1]
+    large = unobserved & (z.detach() >= threshold)
+    return torch.where(large, neg_log_p(z, eps) if flip else 0.0, entries)
+
+
+# --- losses: of the whole batch -------------------------------------------------------------------
+
+
+def expected_positives(z: Tensor) -> Tensor:
+    """The mean over the batch of the number of positives that a row expects."""
+    return torch.sigmoid(z).sum() / z.shape[0]
+
+
+def epr_penalty(z: Tensor, k: float, k_hat: Tensor | None = None) -> Tensor:
+    """((k_hat - k) / L)^2, k_hat the batch's own unless given."""
+    if k_hat is None:
+        k_hat = expected_positives(z)
+    return ((k_hat - k) / z.shape[1]) ** 2
+
+
+def epr(z: Tensor, s: Tensor, expected_positives: float, lam: float = 1.0, eps: float = 0.0) -> Tensor:
+    """Expected positive regularisation: mean IU plus lam times the penalty; a scalar."""
+    return iu(z, s, eps).mean() + lam * epr_penalty(z, expected_positives)
+
+
+def role(
+    z: Tensor,
+    phi: Tensor,
+    s: Tensor,
+    expected_positives: float,
+    lam: float = 1.0,
+    eps: float = 0.0,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Classifier z and label estimator phi (logits, (N, L)) each taught by the other and by EPR; a scalar.
+
+    ``loss(z, s)`` -> (N, L) replaces the two sides of the cross-entropy by its own for s = 1 and s = 0.
+    """
+
+    def taught(z: Tensor, teacher: Tensor) -> Tensor:
+        pos = neg_log_p(z, eps) if loss is None else loss(z, torch.ones_like(z))
+        neg = neg_log_1mp(z, eps) if loss is None else loss(z, torch.zeros_like(z))
+        teacher = teacher.detach()
+        cross = torch.sigmoid(teacher) * pos + torch.sigmoid(-teacher) * neg
+        return cross.mean() + epr(z, s, expected_positives, lam, eps)
+
+    return (taught(z, phi) + taught(phi, z)) / 2
+
+
+# --- losses as research code writes them ----------------------------------------------------------
+#
+# What benchmarks measure against: a sigmoid, zeros_like, boolean-mask indexing on both sides, .mean().
+# Labels are 1 and 0, what the authors' code expects; only IU and PNS also know -1.
+
+
+def _neg_log(x: Tensor, eps: float) -> Tensor:
+    return -torch.log(x + eps)
+
+
+def eager_bce(z: Tensor, y: Tensor, eps: float = 1e-5) -> Tensor:
+    """Mean of bce; y is 0 or 1."""
+    preds = torch.sigmoid(z)
+    pos, neg = y == 1, y == 0
+    loss = torch.zeros_like(preds)
+    loss[pos] = _neg_log(preds[pos], eps)
+    loss[neg] = _neg_log(1 - preds[neg], eps)
+    return loss.mean()
+
+
+def eager_bce_ls(z: Tensor, y: Tensor, smoothing: float = 0.1, eps: float = 1e-5) -> Tensor:
+    """Mean of bce_ls; y is 0 or 1."""
+    preds = torch.sigmoid(z)
+    pos, neg = y == 1, y == 0
+    p, n = preds[pos], preds[neg]
+    loss = torch.zeros_like(preds)
+    loss[pos] = (1 - smoothing) * _neg_log(p, eps) + smoothing * _neg_log(1 - p, eps)
+    loss[neg] = (1 - smoothing) * _neg_log(1 - n, eps) + smoothing * _neg_log(n, eps)
+    return loss.mean()
+
+
+def eager_iun(z: Tensor, s: Tensor, y: Tensor, eps: float = 1e-5) -> Tensor:
+    """Mean of iun; true labels y are 0 or 1, and 1 wherever s is."""
+    preds = torch.sigmoid(z)
+    pos, neg = s == 1, y == 0
+    loss = torch.zeros_like(preds)
+    loss[pos] = _neg_log(preds[pos], eps)
+    loss[neg] = _neg_log(1 - preds[neg], eps)
+    return loss.mean()
+
+
+def eager_iu(z: Tensor, s: Tensor, eps: float = 1e-5) -> Tensor:
+    """Mean of iu."""
+    preds = torch.sigmoid(z)
+    pos, neg = s == 1, s == -1
+    loss = torch.zeros_like(preds)
+    loss[pos] = _neg_log(preds[pos], eps)
+    loss[neg] = _neg_log(1 - preds[neg], eps)
+    return loss.mean()
+
+
+def eager_an(z: Tensor, s: Tensor, eps: float = 1e-5) -> Tensor:
+    """Mean of an."""
+    return eager_bce(z, s, eps)
+
+
+def eager_an_ls(z: Tensor, s: Tensor, smoothing: float = 0.1, eps: float = 1e-5) -> Tensor:
+    """Mean of an_ls."""
+    return eager_bce_ls(z, s, smoothing, eps)
+
+
+def eager_wan(z: Tensor, s: Tensor, negative_weight: float | None = None, eps: float = 1e-5) -> Tensor:
+    """Mean of wan."""
+    if negative_weight is None:
+        negative_weight = 1 / max(z.shape[1] - 1, 1)
+    preds = torch.sigmoid(z)
+    pos, neg = s == 1, s == 0
+    loss = torch.zeros_like(preds)
+    loss[pos] = _neg_log(preds[pos], eps)
+    loss[neg] = negative_weight * _neg_log(1 - preds[neg], eps)
+    return loss.mean()
+
+
+def eager_pns(z: Tensor, s: Tensor, eps: float = 1e-5) -> Tensor:
+    """Mean of pns, one unobserved label drawn per row; every row must have one."""
+    preds = torch.sigmoid(z)
+    drawn = torch.multinomial((s == 0).to(preds.dtype), 1)
+    negatives = (s == -1).scatter(1, drawn, True)
+    pos = s == 1
+    loss = torch.zeros_like(preds)
+    loss[pos] = _neg_log(preds[pos], eps)
+    loss[negatives] = _neg_log(1 - preds[negatives], eps)
+    return loss.mean()
+
+
+def eager_pr(z: Tensor, s: Tensor) -> Tensor:
+    """Mean of pr, all positives of the batch at once."""
+    preds = torch.sigmoid(z)
+    pos = s == 1
+    rows = torch.nonzero(pos)[:, 0]
+    hinge = torch.clamp(1 - preds[pos].unsqueeze(1) + preds[rows], min=0)
+    loss = torch.zeros_like(preds)
+    loss[pos] = (hinge * ~pos[rows]).sum(1)
+    return loss.mean()
+
+
+def eager_epr(z: Tensor, s: Tensor, expected_positives: float, lam: float = 1.0, eps: float = 1e-5) -> Tensor:
+    """Same as epr."""
+    preds = torch.sigmoid(z)
+    pos = s == 1
+    loss = torch.zeros_like(preds)
+    loss[pos] = _neg_log(preds[pos], eps)
+    penalty = (preds.sum(1).mean() - expected_positives) ** 2 / z.shape[1] ** 2
+    return loss.mean() + lam * penalty
+
+
+def eager_role(
+    z: Tensor,
+    table: Tensor,
+    idx: Tensor,
+    s: Tensor,
+    expected_positives: float,
+    lam: float = 1.0,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Same as role with phi = table[idx]."""
+    preds = torch.sigmoid(z)
+    estimates = torch.sigmoid(table[idx])
+    pos = s == 1
+    k = expected_positives
+    # the classifier
+    loss_pos_1 = torch.zeros_like(preds)
+    loss_pos_1[pos] = _neg_log(preds[pos], eps)
+    target = estimates.detach()
+    loss_cross_1 = target * _neg_log(preds, eps) + (1 - target) * _neg_log(1 - preds, eps)
+    reg_1 = (preds.sum(1).mean() - k) ** 2 / z.shape[1] ** 2
+    # the label estimator
+    loss_pos_2 = torch.zeros_like(preds)
+    loss_pos_2[pos] = _neg_log(estimates[pos], eps)
+    target = preds.detach()
+    loss_cross_2 = target * _neg_log(estimates, eps) + (1 - target) * _neg_log(1 - estimates, eps)
+    reg_2 = (estimates.sum(1).mean() - k) ** 2 / z.shape[1] ** 2
+    loss = 0.5 * (loss_pos_1 + loss_pos_2) + 0.5 * (loss_cross_1 + loss_cross_2)
+    return loss.mean() + lam * 0.5 * (reg_1 + reg_2)
+
+
+def eager_em(z: Tensor, s: Tensor, alpha: float = 0.2, eps: float = 1e-5) -> Tensor:
+    """Mean of em."""
+    preds = torch.sigmoid(z)
+    pos, unobserved = s == 1, s == 0
+    p = preds[unobserved]
+    loss = torch.zeros_like(preds)
+    loss[pos] = _neg_log(preds[pos], eps)
+    loss[unobserved] = -alpha * (p * _neg_log(p, eps) + (1 - p) * _neg_log(1 - p, eps))
+    return loss.mean()
+
+
+def eager_em_apl(
+    z: Tensor, s: Tensor, pseudo: Tensor, alpha: float = 0.2, beta: float = 0.4, eps: float = 1e-5
+) -> Tensor:
+    """Mean of em_apl."""
+    preds = torch.sigmoid(z)
+    pos = s == 1
+    labelled = (s == 0) & (pseudo >= 0)
+    unobserved = (s == 0) & (pseudo < 0)
+    loss = torch.zeros_like(preds)
+    loss[pos] = _neg_log(preds[pos], eps)
+    p = preds[unobserved]
+    loss[unobserved] = -alpha * (p * _neg_log(p, eps) + (1 - p) * _neg_log(1 - p, eps))
+    p, target = preds[labelled], pseudo[labelled]
+    loss[labelled] = beta * (target * _neg_log(p, eps) + (1 - target) * _neg_log(1 - p, eps))
+    return loss.mean()
+
+
+def _power_loss(x: Tensor, q: float, eps: float) -> Tensor:
+    return _neg_log(x, eps) if q == 0 else (1 - torch.pow(x, q)) / q
+
+
+def eager_gr(
+    z: Tensor,
+    s: Tensor,
+    w: float,
+    b: float,
+    mu: float,
+    sigma: float,
+    q: Sequence[float] = (0.0, 0.01, 1.0),
+    eps: float = 1e-7,
+) -> Tensor:
+    """Mean of gr, with K and V as matrices."""
+    preds = torch.sigmoid(z)
+    K = 1 / (1 + torch.exp(-(w * preds.detach() + b)))
+    V = torch.exp(-0.5 * ((preds.detach() - mu) / sigma) ** 2)
+    pos, unobserved = s == 1, s == 0
+    p, k, v = preds[unobserved], K[unobserved], V[unobserved]
+    loss = torch.zeros_like(preds)
+    loss[pos] = _power_loss(preds[pos], q[0], eps)
+    loss[unobserved] = v * (k * _power_loss(p, q[1], eps) + (1 - k) * _power_loss(1 - p, q[2], eps))
+    return loss.mean()
+
+
+def eager_gpr(
+    z: Tensor,
+    s: Tensor,
+    pseudo: Tensor,
+    w: float,
+    b: float,
+    mu: float,
+    sigma: float,
+    q: Sequence[float] = (0.0, 0.01, 1.0),
+    rho: float = 0.9,
+    weight_range: Sequence[float] = (0.4, 0.7),
+    eps: float = 1e-7,
+) -> Tensor:
+    """Mean of gpr, with K and V as matrices."""
+    preds = torch.sigmoid(z)
+    K = 1 / (1 + torch.exp(-(w * preds.detach() + b)))
+    V = torch.exp(-0.5 * ((preds.detach() - mu) / sigma) ** 2)
+    pos = s == 1
+    undefined = (s == 0) & (pseudo == 0)
+    likely, unlikely = (s == 0) & (pseudo == 1), (s == 0) & (pseudo == -1)
+    loss = torch.zeros_like(preds)
+    loss[pos] = _power_loss(preds[pos], q[0], eps)
+    p, k, v = preds[undefined], K[undefined], V[undefined]
+    loss[undefined] = v * (k * _power_loss(p, q[1], eps) + (1 - k) * _power_loss(1 - p, q[2], eps))
+    p, v = preds[likely], (1 - V[likely]).clamp(*weight_range)
+    loss[likely] = v * (rho * _neg_log(p, eps) + (1 - rho) * _neg_log(1 - p, eps))
+    loss[unlikely] = V[unlikely] * _neg_log(1 - preds[unlikely], eps)
+    return loss.mean()
+
+
+def eager_focal_margin(z: Tensor, s: Tensor, margin: float = 1.0, gamma: float = 2.0) -> Tensor:
+    """Mean of focal_margin."""
+    logits = torch.where(s == 1, z - margin, z)
+    preds = torch.sigmoid(logits)
+    pt = (1 - preds) * s + preds * (1 - s)
+    loss = -(s * logsigmoid(logits) + (1 - s) * logsigmoid(-logits))
+    return (loss * pt**gamma).mean()
+
+
+def eager_hill(z: Tensor, s: Tensor, margin: float = 1.0, gamma: float = 2.0, lam: float = 1.5) -> Tensor:
+    """Mean of hill."""
+    logits_margin = z - margin
+    preds_pos, preds_neg = torch.sigmoid(logits_margin), torch.sigmoid(z)
+    focal_weight = ((1 - preds_pos) * s + (1 - s)) ** gamma
+    loss = -s * logsigmoid(logits_margin) + (1 - s) * (lam - preds_neg) * preds_neg**2
+    return (loss * focal_weight).mean()
+
+
+def eager_splc(
+    z: Tensor, s: Tensor, margin: float = 1.0, gamma: float = 2.0, tau: float = 0.6, correct: bool = True
+) -> Tensor:
+    """Mean of splc."""
+    logits = torch.where(s == 1, z - margin, z)
+    preds = torch.sigmoid(logits)
+    targets = torch.where(preds > tau, 1.0, s) if correct else s
+    pt = (1 - preds) * targets + preds * (1 - targets)
+    loss = -(targets * logsigmoid(logits) + (1 - targets) * logsigmoid(-logits))
+    return (loss * pt**gamma).mean()
+
+
+def eager_asl(
+    z: Tensor,
+    s: Tensor,
+    gamma_pos: float = 1.0,
+    gamma_neg: float = 4.0,
+    margin: float = 0.05,
+    eps: float = 1e-8,
+) -> Tensor:
+    """Mean of asl; eps bounds the logarithms' arguments from below."""
+    preds_pos = torch.sigmoid(z)
+    preds_neg = (1 - preds_pos + margin).clamp(max=1)
+    not_s = 1 - s
+    loss = s * torch.log(preds_pos.clamp(min=eps)) + not_s * torch.log(preds_neg.clamp(min=eps))
+    pt = preds_pos * s + preds_neg * not_s
+    return -(loss * torch.pow(1 - pt, gamma_pos * s + gamma_neg * not_s)).mean()
+
+
+def eager_ll(z: Tensor, s: Tensor, share: float, flip: bool = False) -> Tensor:
+    """Mean of ll with k = ceil(N * L * share), which must not exceed the number of unobserved labels."""
+    loss = binary_cross_entropy_with_logits(z, s, reduction="none")
+    k = math.ceil(z.numel() * share)
+    if k == 0:
+        return loss.mean()
+    unobserved_loss = (s == 0) * loss
+    threshold = torch.topk(unobserved_loss.flatten(), k).values[-1]
+    other = binary_cross_entropy_with_logits(z, 1 - s, reduction="none") if flip else torch.zeros_like(loss)
+    return torch.where(unobserved_loss < threshold, loss, other).mean()

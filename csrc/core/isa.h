@@ -1,6 +1,7 @@
 // The CPU kernels of one instruction set, and the choice between them at run time.
 #pragma once
 
+#include "losses/params.h"
 #include "sampling/params.h"
 
 namespace spml {
@@ -8,18 +9,28 @@ namespace spml {
 using SamplingKernel = void (*)(const LogWeightParams&, const ScanParams&, int64_t begin, int64_t end,
                                 void* scratch);
 using NoiseKernel = void (*)(const NoiseParams&, int64_t begin, int64_t end);
+using LossKernel = void (*)(const LossParams&, int64_t begin, int64_t end, void* scratch);
 
-constexpr int kDtypes = 4;  // in the order of Dtype
+constexpr int kDtypes = 4;        // in the order of Dtype
+constexpr int kComputeTypes = 2;  // float32, float64
 
 struct CpuKernels {
   const char* name;
+
   int lanes;
   int64_t (*scratch_bytes[kDtypes])(const LogWeightParams&);
   SamplingKernel log_weight[kDtypes];
   SamplingKernel s2m_imh_scan[kDtypes];
-  SamplingKernel imh_scan[kDtypes];  // of the compute type: float32 and float64 only
-  NoiseKernel uniform[kDtypes];      // likewise
-  NoiseKernel normal[kDtypes];       // likewise
+  SamplingKernel imh_scan[kComputeTypes];
+  NoiseKernel uniform[kComputeTypes];
+  NoiseKernel normal[kComputeTypes];
+
+  int loss_block;                            // entries of a block
+  int64_t loss_scratch_bytes;
+  LossKernel loss[kComputeTypes];            // over blocks of entries
+  LossKernel logit_sum[kComputeTypes];       // likewise: the sum of sigmoid(logits)
+  LossKernel aux_sum[kComputeTypes];         // likewise: the sum of sigmoid(aux)
+  LossKernel ranking[kComputeTypes];         // over rows
 };
 
 extern const CpuKernels kCpuBaseline;

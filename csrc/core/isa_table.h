@@ -1,5 +1,6 @@
 // Defines the kernel table of the instruction set that the including file selected by SPML_ISA and SPML_TABLE.
 #include "core/isa.h"
+#include "losses/kernels_cpu.h"
 #include "sampling/kernels_cpu.h"
 
 namespace spml {
@@ -15,9 +16,15 @@ extern const CpuKernels SPML_TABLE = {
      run_log_weight<BFloat16, float>},
     {run_scan<float, float, true>, run_scan<double, double, true>, run_scan<Half, float, true>,
      run_scan<BFloat16, float, true>},
-    {run_scan<float, float, false>, run_scan<double, double, false>, nullptr, nullptr},
-    {run_uniform<float>, run_uniform<double>, nullptr, nullptr},
-    {run_normal<float>, run_normal<double>, nullptr, nullptr},
+    {run_scan<float, float, false>, run_scan<double, double, false>},
+    {run_uniform<float>, run_uniform<double>},
+    {run_normal<float>, run_normal<double>},
+    kBlock,
+    sizeof(LossScratch<double>),
+    {run_loss<float>, run_loss<double>},
+    {run_probability_sum<float, false>, run_probability_sum<double, false>},
+    {run_probability_sum<float, true>, run_probability_sum<double, true>},
+    {run_ranking<float>, run_ranking<double>},
 };
 
 }  // namespace spml

@@ -6,6 +6,8 @@
 // (-ffp-contract=off, -fmad=false). There is no branch, so loops over them vectorise.
 //
 // Polynomials: cephes (float exp, sine, cosine), musl/FreeBSD (log, double sine and cosine), Taylor (double exp).
+// Those of float exponentials and logarithms are summed in pairs (Estrin), not one term after another: kernels chain
+// several, and what holds them up is how long each result takes, not how many instructions there are.
 #pragma once
 
 #include "core/macros.h"
@@ -93,13 +95,11 @@ SPML_HD double fused(double a, double b, double c) {
 
 // (e^r - 1) for |r| <= ln(2)/2.
 SPML_HD float expm1_reduced(float r) {
-  float q = 1.9875691500e-4f;
-  q = fused(q, r, 1.3981999507e-3f);
-  q = fused(q, r, 8.3334519073e-3f);
-  q = fused(q, r, 4.1665795894e-2f);
-  q = fused(q, r, 1.6666665459e-1f);
-  q = fused(q, r, 5.0000001201e-1f);
-  return fused(r * r, q, r);
+  const float r2 = r * r;
+  const float a = fused(1.6666665459e-1f, r, 5.0000001201e-1f);
+  const float b = fused(8.3334519073e-3f, r, 4.1665795894e-2f);
+  const float c = fused(1.9875691500e-4f, r, 1.3981999507e-3f);
+  return fused(r2, fused(fused(c, r2, b), r2, a), r);
 }
 
 SPML_HD double expm1_reduced(double r) {
@@ -140,13 +140,11 @@ SPML_HD ExpParts<T> exp_parts(T x) {
 
 // 2^f for |f| <= 1/2.
 SPML_HD float exp2_reduced(float f) {
-  float q = 1.535336188319500e-4f;
-  q = fused(q, f, 1.339887440266574e-3f);
-  q = fused(q, f, 9.618437357674640e-3f);
-  q = fused(q, f, 5.550332471162809e-2f);
-  q = fused(q, f, 2.402264791363012e-1f);
-  q = fused(q, f, 6.931472028550421e-1f);
-  return fused(q, f, 1.0f);
+  const float f2 = f * f;
+  const float a = fused(6.931472028550421e-1f, f, 1.0f);
+  const float b = fused(5.550332471162809e-2f, f, 2.402264791363012e-1f);
+  const float c = fused(1.339887440266574e-3f, f, 9.618437357674640e-3f);
+  return fused(fused(fused(1.535336188319500e-4f, f2, c), f2, b), f2, a);
 }
 
 SPML_HD double exp2_reduced(double f) { return 1.0 + expm1_reduced(f * 0.693147180559945309417); }
@@ -161,6 +159,59 @@ SPML_HD T exp2_nonpositive(T t) {
   const T fraction = exp2_reduced(t - (shifted - F::kShifter));
   using UInt = typename F::UInt;
   return bit_cast<T>(bit_cast<UInt>(fraction) + (bit_cast<UInt>(shifted) << F::kMantissa));
+}
+
+// e^r for |r| <= ln(2)/2, to within 2e-9 and rounding.
+SPML_HD float exp_reduced(float r) {
+  const float r2 = r * r;
+  const float low = fused(fused(1.666652069e-01f, r, 4.999999345e-01f), r2, 1.0f + r);
+  const float high = fused(1.381461315e-03f, r2, fused(8.368709826e-03f, r, 4.166838736e-02f));
+  return fused(high, r2 * r2, low);
+}
+
+SPML_HD double exp_reduced(double r) { return 1.0 + expm1_reduced(r); }
+
+// e^x for x <= 0, at least about the smallest normal number; NaN stays NaN.
+template <class T>
+SPML_HD T exp_nonpositive(T x) {
+  using F = Float<T>;
+  using UInt = typename F::UInt;
+  x = x < F::kExpUnderflow ? F::kExpUnderflow : x;
+  const T shifted = fused(x, F::kLog2E, F::kShifter);
+  const T k = shifted - F::kShifter;
+  const T r = fused(k, -F::kLn2Lo, fused(k, -F::kLn2Hi, x));
+  return bit_cast<T>(bit_cast<UInt>(exp_reduced(r)) + (bit_cast<UInt>(shifted) << F::kMantissa));
+}
+
+// All bits set or none: conditionals that a compiler cannot turn into branches, and that cost one instruction.
+template <class T>
+SPML_HD typename Float<T>::UInt mask_if(bool condition) {
+  using UInt = typename Float<T>::UInt;
+  return UInt(0) - static_cast<UInt>(condition);
+}
+
+template <class T>
+SPML_HD typename Float<T>::UInt mask_if_negative(T x) {
+  using UInt = typename Float<T>::UInt;
+  return UInt(0) - (bit_cast<UInt>(x) >> (sizeof(T) * 8 - 1));
+}
+
+template <class T>
+SPML_HD T masked(typename Float<T>::UInt mask, T x) {
+  return bit_cast<T>(bit_cast<typename Float<T>::UInt>(x) & mask);
+}
+
+template <class T>
+SPML_HD T select(typename Float<T>::UInt mask, T a, T b) {
+  using UInt = typename Float<T>::UInt;
+  return bit_cast<T>((bit_cast<UInt>(a) & mask) | (bit_cast<UInt>(b) & ~mask));
+}
+
+// -|x|
+template <class T>
+SPML_HD T negative_magnitude(T x) {
+  using UInt = typename Float<T>::UInt;
+  return bit_cast<T>(bit_cast<UInt>(x) | (UInt(1) << (sizeof(T) * 8 - 1)));
 }
 
 // 1 - e^x for x <= 0, exact to a few units in the last place also where x is small.
@@ -207,6 +258,30 @@ SPML_HD T log(T x) {
   result = x < F::kMinNormal ? -infinity<T>() : result;
   result = x > F::kMax ? infinity<T>() : result;
   return x == x ? result : x;
+}
+
+// log(1 + e) for 0 <= e <= 1, exact to a few units in the last place also where e is small. In float a polynomial
+// fitted to the least largest relative error, 3e-8, saves the division.
+SPML_HD float log1p_unit(float e) {
+  const float e2 = e * e;
+  const float e4 = e2 * e2;
+  const float a = fused(3.332132261e-01f, e, -4.999964796e-01f);
+  const float b = fused(1.915365454e-01f, e, -2.485716357e-01f);
+  const float c = fused(7.920452530e-02f, e, -1.375380148e-01f);
+  const float d = fused(5.364822746e-03f, e, -3.006578596e-02f);
+  const float q = fused(fused(d, e2, c), e4, fused(b, e2, a));
+  return fused(e2, q, e);
+}
+
+SPML_HD double log1p_unit(double e) {
+  using F = Float<double>;
+  const bool halve = e > 0.414213562373095049;
+  const double f = halve ? 0.5 * (e - 1.0) : e;
+  const double k = halve ? 1.0 : 0.0;
+  const double s = f / (2.0 + f);
+  const double half_f2 = 0.5 * f * f;
+  const double low = fused(s, half_f2 + log_series(s * s), k * F::kLn2Lo);
+  return fused(k, F::kLn2Hi, f - (half_f2 - low));
 }
 
 // log(1 - e^x) for x <= 0: -inf at 0, 0 at -inf.

@@ -9,38 +9,13 @@
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
+#include "core/check.h"
 #include "sampling/imh.h"
 
 namespace spml {
 namespace {
 
 using at::Tensor;
-
-Dtype dtype_of(const Tensor& t, const char* op, const char* name) {
-  switch (t.scalar_type()) {
-    case at::kFloat:
-      return Dtype::kFloat32;
-    case at::kDouble:
-      return Dtype::kFloat64;
-    case at::kHalf:
-      return Dtype::kFloat16;
-    case at::kBFloat16:
-      return Dtype::kBFloat16;
-    default:
-      TORCH_CHECK_TYPE(false, op, ": ", name, " must be float32, float64, float16 or bfloat16, got ", t.scalar_type());
-  }
-}
-
-at::ScalarType compute_type(Dtype dtype) {
-  return dtype == Dtype::kFloat64 ? at::kDouble : at::kFloat;
-}
-
-void check_tensor(const Tensor& t, const Tensor& like, at::ScalarType type, at::IntArrayRef shape, const char* op,
-                  const char* name) {
-  TORCH_CHECK_VALUE(t.sizes() == shape, op, ": ", name, " must have shape ", shape, ", got ", t.sizes());
-  TORCH_CHECK_TYPE(t.scalar_type() == type, op, ": ", name, " must be ", type, ", got ", t.scalar_type());
-  TORCH_CHECK_VALUE(t.device() == like.device(), op, ": ", name, " is on ", t.device(), ", expected ", like.device());
-}
 
 void check_state(const Tensor& t, const Tensor& like, at::ScalarType type, at::IntArrayRef shape, const char* op,
                  const char* name) {
@@ -51,23 +26,6 @@ void check_state(const Tensor& t, const Tensor& like, at::ScalarType type, at::I
 const void* data_or_null(const std::optional<Tensor>& t) {
   return t.has_value() ? t->const_data_ptr() : nullptr;
 }
-
-#ifdef SPML_WITH_CUDA
-#define SPML_LAUNCH(tensor, op, ...)                                       \
-  do {                                                                     \
-    if ((tensor).is_cuda()) {                                              \
-      cuda::op(__VA_ARGS__, static_cast<int>((tensor).get_device()));      \
-    } else {                                                               \
-      cpu::op(__VA_ARGS__);                                                \
-    }                                                                      \
-  } while (false)
-#else
-#define SPML_LAUNCH(tensor, op, ...)                                                                         \
-  do {                                                                                                       \
-    TORCH_CHECK(!(tensor).is_cuda(), #op ": this build of spml_fast has no CUDA kernels; see `spml-fast info`"); \
-    cpu::op(__VA_ARGS__);                                                                                    \
-  } while (false)
-#endif
 
 // Everything that a log weight is computed from. The optional tensors are owned here so that contiguous copies
 // outlive the launch.

@@ -1,0 +1,57 @@
+// The launchers that losses.cpp chooses between by device.
+#pragma once
+
+#include <cstdint>
+
+#include "losses/params.h"
+
+namespace spml {
+
+// What draw_unobserved, large_loss_threshold and flip_labels need beside logits and labels.
+struct SelectParams {
+  Matrix logits;  // [N, L]
+  Labels labels;
+  Matrix flips;   // [N, L] rows of a table of labels that were flipped for good, or no data
+  int64_t rows = 0, columns = 0;
+  int64_t k = 0;              // how many of the largest unobserved logits
+  const void* threshold = nullptr;  // [1] of the compute type
+  uint8_t* flip_table = nullptr;    // what `flips` views, to write
+  uint64_t seed = 0;
+  const int64_t* step = nullptr;  // [1]
+};
+
+#define SPML_DECLARE_LOSS_LAUNCHERS(...)                                                                       \
+  /* Any loss; of float64 arithmetic or float32. */                                                            \
+  void loss(bool float64, const LossParams& p __VA_ARGS__);                                                    \
+  /* The sum of sigmoid(logits) into out. */                                                                   \
+  void probability_sum(bool float64, const LossParams& p, double* out __VA_ARGS__);                            \
+  /* grad *= scale, [n] in place; nothing moves where scale is 1. */                                           \
+  void scale(void* grad, Element element, int64_t n, const void* scale, bool float64 __VA_ARGS__);             \
+  /* out[index[r]] += rows[r], [N, L] into zeros. */                                                           \
+  void scatter_rows(bool float64, const void* rows, const int64_t* index, int64_t n_rows, int64_t n_columns,   \
+                    void* out, int64_t n_out __VA_ARGS__);                                                     \
+  /* One unobserved column of each row, -1 where there is none. */                                             \
+  void draw_unobserved(const SelectParams& p, int64_t* out __VA_ARGS__);                                       \
+  /* The k-th largest logit among unobserved labels; infinity where k is 0 or none is unobserved. */           \
+  void large_loss_threshold(bool float64, const SelectParams& p, void* out __VA_ARGS__);                       \
+  /* Marks unobserved labels whose logit reaches the threshold. */                                             \
+  void flip_labels(bool float64, const SelectParams& p __VA_ARGS__);
+
+namespace cpu {
+SPML_DECLARE_LOSS_LAUNCHERS()
+}  // namespace cpu
+
+#ifdef SPML_WITH_CUDA
+// Launched on the current stream of `device`; nothing synchronises.
+namespace cuda {
+#define SPML_DEVICE , int device
+SPML_DECLARE_LOSS_LAUNCHERS(SPML_DEVICE)
+#undef SPML_DEVICE
+
+// What kernels of earlier calls found wrong on `device`, once: entry or row as LossParams::invalid has it, or
+// kNoInvalid. Looks at host memory only.
+int64_t take_invalid(int device);
+}  // namespace cuda
+#endif
+
+}  // namespace spml

@@ -1,0 +1,218 @@
+"""What all losses share: the call of the op, the module, the registry."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .. import _ops
+from .schedules import Schedule
+
+ELEMENTWISE, ROLE, RANKING = 0, 1, 2  # LossKind in csrc/losses/params.h
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
+
+
+class Call(NamedTuple):
+    """The arguments of the op beside logits and labels, in its order."""
+
+    kind: int
+    loss: int
+    hyper: Sequence[float]
+    eps: float
+    reduction: int
+    class_weight: Tensor | None
+    aux: Tensor | None
+    index: Tensor | None
+    negatives: Tensor | None
+    threshold: Tensor | None
+    lam: float
+    expected_positives: float
+    k_hat: Tensor | None
+    sparse: bool
+
+
+class Logits:
+    """What may stand for logits in a call of a loss: something that takes the call and does its own with it."""
+
+    shape: tuple[int, int]
+
+    def run(self, labels: Tensor, call: Call) -> Any:
+        raise NotImplementedError
+
+
+def run(
+    logits: Tensor | Logits,
+    labels: Tensor,
+    name: str,
+    hyper: Sequence[float] = (),
+    *,
+    eps: float = 0.0,
+    reduction: str = "mean",
+    class_weight: Tensor | None = None,
+    kind: int = ELEMENTWISE,
+    aux: Tensor | None = None,
+    index: Tensor | None = None,
+    negatives: Tensor | None = None,
+    threshold: Tensor | None = None,
+    lam: float = 0.0,
+    expected_positives: float = 0.0,
+    k_hat: Tensor | None = None,
+    sparse: bool = False,
+) -> Any:
+    """Call the op on the functor ``name`` of csrc/losses/table.h."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction must be 'none', 'mean' or 'sum', got {reduction!r}")
+    if eps != 0 and not 0 < eps < 1:
+        raise ValueError(f"eps must be at least 0 and less than 1, got {eps}")
+    loss, mode = _ops.losses[name], REDUCTIONS[reduction]
+    if isinstance(logits, Tensor):
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
+        op = _ops.loss if torch.compiler.is_compiling() else _ops.loss_unparsed
+        # Positional: names cost a small batch more than its loss.
+        return op(
+            logits, labels, kind, loss, hyper, eps, mode, class_weight, aux, index, negatives, threshold, lam,
+            expected_positives, k_hat, sparse,
+        )  # fmt: skip
+    if not isinstance(logits, Logits):
+        raise TypeError(f"logits must be a tensor, got {type(logits).__name__}")
+    return logits.run(
+        labels,
+        Call(kind, loss, hyper, eps, mode, class_weight, aux, index, negatives, threshold, lam, expected_positives,
+             k_hat, sparse),
+    )  # fmt: skip
+
+
+class _Description(Logits):
+    """Hands the call itself back."""
+
+    shape = (1, 1)
+
+    def run(self, labels: Tensor, call: Call) -> Call:
+        return call
+
+
+def describe(loss: str | Loss) -> Call:
+    """The op's arguments for a loss given by name or as a module."""
+    module = make(loss) if isinstance(loss, str) else loss
+    if not isinstance(module, Loss):
+        raise TypeError(f"loss must be a name or a loss module of this package, got {type(module).__name__}")
+    try:
+        call = module(_Description(), None)
+    except TypeError as error:
+        raise TypeError(f"{type(module).__name__} is not a loss of one logit and its label alone") from error
+    if not isinstance(call, Call) or call.kind != ELEMENTWISE:
+        raise TypeError(f"{type(module).__name__} is not a loss of one logit and its label alone")
+    return call
+
+
+# --- modules --------------------------------------------------------------------------------------
+
+registry: dict[str, type[Loss]] = {}
+"""Loss modules by name."""
+
+
+class Loss(nn.Module):
+    """Module form of a loss: its hyper-parameters, kept; schedules among them, evaluated by :meth:`set_epoch`.
+
+    Subclasses name themselves (``class ANLoss(Loss, name="an")``) and give the functional form as ``function``,
+    whose keyword arguments are those of the constructor.
+
+    Attributes:
+        hyper: the hyper-parameters in force, by name.
+        epoch: the epoch that they are of, counted from 1.
+        schedules: those of them that are schedules, by name.
+    """
+
+    function: ClassVar[Callable[..., Tensor]]
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if name is None:
+            return
+        cls.name = name
+        registry[name] = cls
+        if "__init__" not in cls.__dict__:
+            parameters = inspect.signature(cls.function).parameters.values()
+            cls.__signature__ = inspect.Signature([p for p in parameters if p.kind is p.KEYWORD_ONLY])
+
+    def __init__(self, *, class_weight: Tensor | Sequence[float] | None = None, **hyper: Any) -> None:
+        super().__init__()
+        cls = type(self)
+        parameters = inspect.signature(cls.function).parameters
+        known = {n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+        for name in hyper:
+            if name not in known:
+                raise TypeError(
+                    f"{cls.__name__} has no hyper-parameter {name!r}; it has {', '.join(sorted(known))}"
+                )
+        required = {n for n in known if parameters[n].default is inspect.Parameter.empty}
+        missing = sorted(required - set(hyper))
+        if missing:
+            raise TypeError(f"{cls.__name__} needs {', '.join(missing)}")
+        if class_weight is not None:
+            class_weight = torch.as_tensor(class_weight, dtype=torch.get_default_dtype())
+        self.register_buffer("class_weight", class_weight, persistent=False)
+        self.schedules: dict[str, Schedule] = {n: v for n, v in hyper.items() if isinstance(v, Schedule)}
+        self.hyper: dict[str, Any] = dict(hyper)
+        if self.schedules:
+            self.register_buffer("_epoch", torch.tensor(1))
+        self.set_epoch(1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Evaluate the schedules for ``epoch``, counted from 1; without schedules nothing changes."""
+        if epoch < 1:
+            raise ValueError(f"epochs are counted from 1, got {epoch}")
+        self.epoch = int(epoch)
+        for name, schedule in self.schedules.items():
+            self.hyper[name] = schedule(self.epoch)
+        if self.schedules:
+            self._epoch.fill_(self.epoch)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.schedules:
+            self.set_epoch(int(self._epoch))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of ``logits`` (N, L) for ``labels`` (N,) or (N, L)."""
+        return type(self).function(logits, labels, class_weight=self._buffers["class_weight"], **self.hyper)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{n}={self.schedules.get(n, v)!r}" for n, v in self.hyper.items())
+
+
+def make(name: str, **hyper: Any) -> Loss:
+    """The loss module registered as ``name``, with these hyper-parameters.
+
+    >>> make("an_ls", smoothing=0.1)
+
+    Raises:
+        ValueError: no loss has this name; the message lists those that there are.
+    """
+    if name not in registry:
+        raise ValueError(f"no loss is called {name!r}; there are {', '.join(sorted(registry))}")
+    return registry[name](**hyper)
+
+
+# --- checks of hyper-parameters -------------------------------------------------------------------
+
+
+def at_least(name: str, value: float, lowest: float) -> None:
+    if not value >= lowest:
+        raise ValueError(f"{name} must be at least {lowest:g}, got {value}")
+
+
+def positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+
+
+def in_unit_interval(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be between 0 and 1, got {value}")
