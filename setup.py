@@ -20,7 +20,7 @@ DEFAULT_CUDA_ARCHS = "8.0;9.0;10.0+PTX"
 
 # The kernels promise the same bits on every machine (csrc/core/math.h): no contraction to fused multiply-add.
 CXX_FLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-# Python passes -fwrapv to every extension; with it loops over int counters vectorise badly (losses: half the speed).
+# Python passes -fwrapv to every extension; with it loops over int counters vectorise badly: half the speed.
 CXX_FLAGS += ["-fno-wrapv", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
 NVCC_FLAGS = ["-O3", "-fmad=false", "--expt-relaxed-constexpr"]
 

@@ -2,6 +2,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
@@ -64,8 +65,8 @@ Tensor loss(const Tensor& logits, const Tensor& labels, int64_t kind, int64_t lo
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  m.def("loss", &loss, pybind11::call_guard<pybind11::gil_scoped_release>());
   m.doc() = "Compiled ops of spml_fast; importing it registers torch.ops.spml_fast.";
+  m.def("loss", torch::wrap_pybind_function_no_gil(loss));
   m.def("cpu_isa", [] { return spml::cpu_kernels().name; }, "Instruction set of the CPU kernels in use.");
   pybind11::dict losses;
 #define SPML_NAME(name, Functor, eps) losses[#name] = static_cast<int>(spml::kLoss_##name);

@@ -200,7 +200,7 @@ def bce_ls(z: Tensor, y: Tensor, smoothing: float = 0.1, eps: float = 0.0) -> Te
 
 def iun(z: Tensor, s: Tensor, y: Tensor, eps: float = 0.0) -> Tensor:
     """Ignore unobserved negatives: entries not observed positive count only where the true label y is 0."""
-    negative = torch.where(y == 0, neg_log_1mp(z, eps), 0.0)
+    negative = torch.where((y == 0) | (s == -1), neg_log_1mp(z, eps), 0.0)
     return torch.where(s == 1, neg_log_p(z, eps), negative)
 
 
@@ -304,7 +304,7 @@ def asl(
         negative = focal(-z, gamma_neg, eps)
     else:
         p = torch.sigmoid(z)
-        above = p > margin
+        above = ~(p <= margin)  # NaN stays NaN
         factor = torch.where(above, torch.where(above, p - margin, 1.0) ** gamma_neg, 0.0**gamma_neg)
         negative = -factor * torch.log(torch.where(above, torch.sigmoid(-z) + margin, 1.0) + eps)
     return torch.where(s == 1, focal(z, gamma_pos, eps), negative)

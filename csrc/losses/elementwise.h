@@ -47,8 +47,11 @@ struct Sigmoid {
   }
 };
 
+// Whether eps is zero, positive, or known at run time only.
+enum class Eps { kZero, kPositive, kAny };
+
 // A logit as losses see it. Unused fields cost nothing: all is inlined.
-template <class T, bool kEps>
+template <class T, Eps kEps>
 struct Logit : Sigmoid<T> {
   using Sigmoid<T>::p;
   using Sigmoid<T>::n;
@@ -57,7 +60,7 @@ struct Logit : Sigmoid<T> {
   Entry<T> log_loss_negative;  // -log(1 - p), or -log(1 - p + eps)
 
   SPML_HD Logit(T logit, const Sigmoid<T>& sigmoid, T added) : Sigmoid<T>(sigmoid), z(logit), eps(added) {
-    if (kEps) {
+    if (kEps == Eps::kPositive || (kEps == Eps::kAny && eps != T(0))) {
       log_loss_positive = {-log(p + eps), -p * n / (p + eps)};
       log_loss_negative = {-log(n + eps), p * n / (n + eps)};
     } else {

@@ -198,17 +198,6 @@ inline int find_observed(const LossParams& p, int64_t first, int n, int* positio
 }
 
 template <class T>
-SPML_HD Hyper<T> hyper_of(const LossParams& p) {
-  return {p.hyper, p.threshold == nullptr ? T(0) : *static_cast<const T*>(p.threshold)};
-}
-
-// Gradient of the expected-positive penalty by p: the same for every entry of the batch.
-template <class T>
-SPML_HD T penalty_pull(const LossParams& p, int which) {
-  return p.penalty_slope == 0 ? T(0) : static_cast<T>(p.penalty_slope * (p.k_hat[which] - p.expected_positives));
-}
-
-template <class T>
 using EntryKernel = void (*)(const LossParams& p, Lanes<T>& lanes, int n);
 
 // A loop of its own, before that of the functor: one chain of dependent operations as long as both leaves the
@@ -231,7 +220,7 @@ SPML_HD Sigmoid<T> sigmoid_at(const SigmoidLanes<T>& lanes, int i) {
   return {lanes.p[i], lanes.n[i], lanes.neg_log_p[i], lanes.neg_log_n[i]};
 }
 
-template <template <class> class Loss, class T, bool kEps, bool kMatrix>
+template <template <class> class Loss, class T, Eps kEps, bool kMatrix>
 void elementwise_entries(const LossParams& p, Lanes<T>& lanes, int n) {
   sigmoids(lanes.logit, n, lanes.of_logit);
   const Loss<T> loss(hyper_of<T>(p));
@@ -248,7 +237,7 @@ void elementwise_entries(const LossParams& p, Lanes<T>& lanes, int n) {
   }
 }
 
-template <template <class> class Loss, class T, bool kEps, bool kMatrix>
+template <template <class> class Loss, class T, Eps kEps, bool kMatrix>
 void role_entries(const LossParams& p, Lanes<T>& lanes, int n) {
   sigmoids(lanes.logit, n, lanes.of_logit);
   sigmoids(lanes.aux, n, lanes.of_aux);
@@ -277,16 +266,17 @@ struct EntryKernels {
 
 template <template <class> class Loss, class T, bool kHasEps>
 constexpr EntryKernels<T> entry_kernels() {
+  constexpr Eps kGiven = kHasEps ? Eps::kPositive : Eps::kZero;
   EntryKernels<T> all{};
-  all.kernel[0][0] = elementwise_entries<Loss, T, false, false>;
-  all.kernel[0][1] = elementwise_entries<Loss, T, false, true>;
-  all.kernel[1][0] = elementwise_entries<Loss, T, kHasEps, false>;
-  all.kernel[1][1] = elementwise_entries<Loss, T, kHasEps, true>;
+  all.kernel[0][0] = elementwise_entries<Loss, T, Eps::kZero, false>;
+  all.kernel[0][1] = elementwise_entries<Loss, T, Eps::kZero, true>;
+  all.kernel[1][0] = elementwise_entries<Loss, T, kGiven, false>;
+  all.kernel[1][1] = elementwise_entries<Loss, T, kGiven, true>;
   if constexpr (!Loss<T>::kAux) {
-    all.role_kernel[0][0] = role_entries<Loss, T, false, false>;
-    all.role_kernel[0][1] = role_entries<Loss, T, false, true>;
-    all.role_kernel[1][0] = role_entries<Loss, T, kHasEps, false>;
-    all.role_kernel[1][1] = role_entries<Loss, T, kHasEps, true>;
+    all.role_kernel[0][0] = role_entries<Loss, T, Eps::kZero, false>;
+    all.role_kernel[0][1] = role_entries<Loss, T, Eps::kZero, true>;
+    all.role_kernel[1][0] = role_entries<Loss, T, kGiven, false>;
+    all.role_kernel[1][1] = role_entries<Loss, T, kGiven, true>;
   }
   all.full_labels = Loss<T>::kFullLabels;
   all.aux = Loss<T>::kAux;
@@ -348,6 +338,11 @@ void run_loss(const LossParams& p, int64_t begin, int64_t end, void* memory) {
   const bool has_aux = p.aux.data != nullptr;
   const int64_t total = p.rows * p.columns;
   int weights_for = -1;
+  if (kernels.aux && !has_aux) {
+    for (T& aux : lanes.aux) {
+      aux = T(0);
+    }
+  }
   for (int64_t block = begin; block < end; ++block) {
     const int64_t first = block * kBlock;
     const int n = static_cast<int>(minimum<int64_t>(kBlock, total - first));

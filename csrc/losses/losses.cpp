@@ -101,7 +101,7 @@ Element element_of(const Tensor& t, const char* name) {
 }
 
 Matrix matrix_of(const Tensor& t, const char* name) {
-  return {t.const_data_ptr(), element_of(t, name), t.stride(0), t.stride(1), nullptr};
+  return {t.const_data_ptr(), element_of(t, name), t.stride(0), t.stride(1), nullptr, t.size(0)};
 }
 
 void check_rows(const Tensor& t, const Tensor& logits, const char* name) {
@@ -152,18 +152,23 @@ void check_logits(const Tensor& logits, const char* op) {
 }
 
 // A label that may not stand where it does, named.
-[[noreturn]] void report_invalid(int64_t invalid, int64_t columns, const Tensor* labels, bool full) {
+[[noreturn]] void report_invalid(int64_t invalid, int64_t columns, const Tensor& labels, bool full) {
   const int64_t row = invalid / columns;
   const int64_t column = invalid % columns;
   const char* expected = full ? "a full label between 0 and 1" : "1 (observed positive), 0 (unobserved) or -1 "
                                                                  "(observed negative)";
-  if (labels == nullptr) {
-    TORCH_CHECK_VALUE(false, "an earlier loss on this device met an invalid label in row ",
-                      invalid < 0 ? -1 - invalid : row, invalid < 0 ? "" : ", column " + std::to_string(column),
-                      "; its value was NaN");
-  }
-  const double value = labels->to(at::kDouble)[row][column].item<double>();
+  const double value = labels.to(at::kDouble)[row][column].item<double>();
   TORCH_CHECK_VALUE(false, kOp, ": labels[", row, ", ", column, "] is ", value, "; expected ", expected);
+}
+
+// What kernels found wrong in earlier calls on the GPU of `t`; looking costs nothing and waits for nothing.
+void report_earlier([[maybe_unused]] const Tensor& t) {
+#ifdef SPML_WITH_CUDA
+  const int64_t invalid = cuda::take_invalid(static_cast<int>(t.get_device()));
+  TORCH_CHECK_VALUE(invalid == kNoInvalid, kOp, ": an earlier loss on ", t.device(), " met an invalid ",
+                    invalid < 0 ? "index in row " : "label in entry ", invalid < 0 ? -1 - invalid : invalid,
+                    invalid < 0 ? "" : " (row * L + column)", "; its value was NaN");
+#endif
 }
 
 // The launch of one loss: its parameters, and what must outlive it.
@@ -171,7 +176,7 @@ struct Launch {
   LossParams params;
   bool float64 = false;
   bool full_labels = false;
-  Tensor class_weight, threshold, k_hat;  // owned: converted copies
+  Tensor class_weight, threshold, k_hat, workspace;  // owned
 
   void run(const Tensor& logits, const Tensor& labels) {
     if (logits.is_cpu()) {
@@ -179,9 +184,12 @@ struct Launch {
       params.invalid = &invalid;
       cpu::loss(float64, params);
       if (invalid != kNoInvalid) {
-        report_invalid(invalid, params.columns, &labels, full_labels);
+        report_invalid(invalid, params.columns, labels, full_labels);
       }
     } else {
+      report_earlier(logits);
+      workspace = at::empty({kWorkspaceBytes}, logits.options().dtype(at::kByte));
+      params.workspace = workspace.mutable_data_ptr();
       SPML_LAUNCH(logits, loss, float64, params);
     }
   }
@@ -210,6 +218,7 @@ Launch check_loss(const Tensor& logits, const Arguments& a, int64_t columns) {
   p.eps = a.eps;
   p.rows = logits.size(0);
   p.columns = logits.size(1);
+  p.label_columns = columns;
   p.logits = matrix_of(logits, "logits");
   p.element = p.logits.element;
   launch.full_labels = kTraits[p.loss].full_labels && p.kind == LossKind::kElementwise;
@@ -306,6 +315,21 @@ std::tuple<Tensor, Tensor, Tensor> loss_and_grad(const Tensor& logits, SPML_ARGU
   return run_loss(logits, SPML_ARGUMENTS, /*with_grad=*/true);
 }
 
+Tensor sum_probabilities(const Tensor& logits) {
+  check_logits(logits, "sum_probabilities");
+  Tensor out = at::zeros({1}, logits.options().dtype(at::kDouble));
+  if (logits.numel() > 0) {
+    LossParams p;
+    p.logits = matrix_of(logits, "logits");
+    p.rows = logits.size(0);
+    p.columns = logits.size(1);
+    const Tensor workspace = at::empty({logits.is_cuda() ? kWorkspaceBytes : 0}, logits.options().dtype(at::kByte));
+    p.workspace = workspace.mutable_data_ptr();
+    SPML_LAUNCH(logits, probability_sum, logits.scalar_type() == at::kDouble, p, out.mutable_data_ptr<double>());
+  }
+  return out;
+}
+
 // --- a linear head and its loss, label chunk by label chunk -------------------------------------------------------
 
 // Bytes of the logits of a chunk: they stay in the last-level cache between the products that share them.
@@ -353,15 +377,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_linear_loss(const Tensor& x, cons
   Arguments chunked = a;
   if (a.lam != 0 && !a.k_hat.has_value()) {  // every p must be known before the first gradient
     Tensor sum = at::zeros({1}, x.options().dtype(at::kDouble));
-    Tensor part = at::empty({1}, sum.options());
     for (int64_t first = 0; first < columns; first += chunk) {
-      const Tensor logits = logits_of(first, std::min(chunk, columns - first));
-      LossParams p;
-      p.logits = matrix_of(logits, "logits");
-      p.rows = rows;
-      p.columns = logits.size(1);
-      SPML_LAUNCH(logits, probability_sum, dtype == Dtype::kFloat64, p, part.mutable_data_ptr<double>());
-      sum.add_(part);
+      sum.add_(sum_probabilities(logits_of(first, std::min(chunk, columns - first))));
     }
     chunked.k_hat = sum.div_(static_cast<double>(rows));
   }
@@ -417,19 +434,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_loss_and_grad(const Tensor& x,
 
 // --- what some losses need first ----------------------------------------------------------------------------------
 
-Tensor sum_probabilities(const Tensor& logits) {
-  check_logits(logits, "sum_probabilities");
-  Tensor out = at::zeros({1}, logits.options().dtype(at::kDouble));
-  if (logits.numel() > 0) {
-    LossParams p;
-    p.logits = matrix_of(logits, "logits");
-    p.rows = logits.size(0);
-    p.columns = logits.size(1);
-    SPML_LAUNCH(logits, probability_sum, logits.scalar_type() == at::kDouble, p, out.mutable_data_ptr<double>());
-  }
-  return out;
-}
-
 Tensor draw_unobserved(const Tensor& labels, int64_t columns, int64_t seed, const Tensor& step) {
   const char* op = "draw_unobserved";
   TORCH_CHECK_VALUE(columns >= 1, op, ": needs at least one class, got ", columns);
@@ -479,6 +483,8 @@ Tensor large_loss_threshold(const Tensor& logits, const Tensor& labels, const Op
   Tensor out = at::full({1}, std::numeric_limits<double>::infinity(),
                         logits.options().dtype(float64 ? at::kDouble : at::kFloat));
   if (logits.numel() > 0 && k > 0) {
+    const Tensor workspace = at::empty({logits.is_cuda() ? kSelectionBytes : 0}, logits.options().dtype(at::kByte));
+    p.workspace = workspace.mutable_data_ptr();
     SPML_LAUNCH(logits, large_loss_threshold, float64, p, out.mutable_data_ptr());
   }
   return out;

@@ -7,19 +7,6 @@
 
 namespace spml {
 
-// What draw_unobserved, large_loss_threshold and flip_labels need beside logits and labels.
-struct SelectParams {
-  Matrix logits;  // [N, L]
-  Labels labels;
-  Matrix flips;   // [N, L] rows of a table of labels that were flipped for good, or no data
-  int64_t rows = 0, columns = 0;
-  int64_t k = 0;              // how many of the largest unobserved logits
-  const void* threshold = nullptr;  // [1] of the compute type
-  uint8_t* flip_table = nullptr;    // what `flips` views, to write
-  uint64_t seed = 0;
-  const int64_t* step = nullptr;  // [1]
-};
-
 #define SPML_DECLARE_LOSS_LAUNCHERS(...)                                                                       \
   /* Any loss; of float64 arithmetic or float32. */                                                            \
   void loss(bool float64, const LossParams& p __VA_ARGS__);                                                    \

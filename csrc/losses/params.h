@@ -26,6 +26,7 @@ struct Matrix {
   int64_t row_stride = 0;
   int64_t column_stride = 0;
   const int64_t* index = nullptr;  // [N] or null
+  int64_t data_rows = 0;           // what index[r] must stay below
 };
 
 // Labels in one of two forms: a matrix (1 observed positive, 0 unobserved, -1 observed negative, or full labels in
@@ -57,7 +58,8 @@ struct LossParams {
   Element element = Element::kFloat32;  // of values and grad
   int64_t rows = 0;
   int64_t columns = 0;
-  int64_t first_column = 0;  // labels are numbered from here: a chunk of a wider matrix
+  int64_t first_column = 0;   // where logits are a chunk of a wider matrix: the label of their first column
+  int64_t label_columns = 0;  // and how many labels there are
   double hyper[kMaxHyper] = {};
   double eps = 0;
   double scale = 1;           // of every value and derivative
@@ -72,8 +74,30 @@ struct LossParams {
   void* out = nullptr;  // [1] of the compute type, or null
   // Entry of an invalid label, or -1 - row of an invalid index; kNoInvalid when all is well.
   int64_t* invalid = nullptr;
+
+  void* workspace = nullptr;  // [kWorkspaceBytes] of a GPU's memory
 };
 
+constexpr int kMaxBlocks = 4096;  // of a launch on a GPU
+constexpr int64_t kWorkspaceBytes = 8 * (kMaxBlocks + 4);
+
 constexpr int64_t kNoInvalid = INT64_MAX;
+
+// What draw_unobserved, large_loss_threshold and flip_labels need beside logits and labels.
+struct SelectParams {
+  Matrix logits;  // [N, L]
+  Labels labels;
+  Matrix flips;   // [N, L] rows of a table of labels that were flipped for good, or no data
+  int64_t rows = 0, columns = 0;
+  int64_t k = 0;              // how many of the largest unobserved logits
+  const void* threshold = nullptr;  // [1] of the compute type
+  uint8_t* flip_table = nullptr;    // what `flips` views, to write
+  uint64_t seed = 0;
+  const int64_t* step = nullptr;  // [1]
+  void* workspace = nullptr;      // [kSelectionBytes] of a GPU's memory
+};
+
+constexpr int kDigitBits = 11;  // of a key, decided in one pass of large_loss_threshold
+constexpr int64_t kSelectionBytes = 8 * ((1 << kDigitBits) + 8);
 
 }  // namespace spml

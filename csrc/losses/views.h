@@ -3,6 +3,7 @@
 
 #include "core/dtype.h"
 #include "core/philox.h"
+#include "losses/elementwise.h"
 #include "losses/params.h"
 
 SPML_NAMESPACE_BEGIN
@@ -77,6 +78,17 @@ SPML_HD T label_at(const Labels& labels, int64_t row, int64_t column, int64_t fi
   return label;
 }
 
+template <class T>
+SPML_HD Hyper<T> hyper_of(const LossParams& p) {
+  return {p.hyper, p.threshold == nullptr ? T(0) : *static_cast<const T*>(p.threshold)};
+}
+
+// Gradient of the expected-positive penalty by p: the same for every entry of the batch.
+template <class T>
+SPML_HD T penalty_pull(const LossParams& p, int which) {
+  return p.penalty_slope == 0 ? T(0) : static_cast<T>(p.penalty_slope * (p.k_hat[which] - p.expected_positives));
+}
+
 // What the penalty on expected positives adds to the reduced loss.
 SPML_HD double penalty_of(const LossParams& p) {
   double sum = 0;
@@ -102,8 +114,6 @@ SPML_HD T from_ordered_bits(typename Float<T>::UInt key) {
   const UInt sign = UInt(1) << (sizeof(T) * 8 - 1);
   return bit_cast<T>((key & sign) != 0 ? key ^ sign : ~key);
 }
-
-constexpr int kDigitBits = 11;  // of a key, decided in one pass of large_loss_threshold
 
 constexpr uint32_t kPseudoNegativeStream = 0xffffffff;
 
