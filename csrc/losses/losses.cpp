@@ -14,6 +14,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_cpu_dispatch.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/mm.h>
@@ -21,6 +22,7 @@
 #include <ATen/ops/sparse_coo_tensor.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/zeros.h>
+#include <c10/util/SmallVector.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
@@ -41,7 +43,7 @@ enum Reduction : int64_t { kNone, kMean, kSum };
 struct Arguments {
   Tensor labels;
   int64_t kind, loss;
-  std::vector<double> hyper;
+  c10::SmallVector<double, kMaxHyper> hyper;
   double eps;
   int64_t reduction;
   OptionalTensor class_weight;  // (L,)
@@ -60,8 +62,10 @@ struct Arguments {
       const OptionalTensor &negatives, const OptionalTensor &threshold, double lam, double expected_positives, \
       const OptionalTensor &k_hat, bool sparse
 #define SPML_ARGUMENTS                                                                                           \
-  Arguments{labels, kind, loss, hyper.vec(), eps, reduction, class_weight, aux, index, negatives, threshold, lam, \
-            expected_positives, k_hat, sparse}
+  Arguments {                                                                                                    \
+    labels, kind, loss, {hyper.begin(), hyper.end()}, eps, reduction, class_weight, aux, index, negatives, threshold, \
+        lam, expected_positives, k_hat, sparse                                                                   \
+  }
 
 constexpr const char* kOp = "loss";
 
@@ -279,6 +283,11 @@ Launch check_loss(const Tensor& logits, const Arguments& a, int64_t columns) {
   return launch;
 }
 
+// at::empty; on the CPU without two rounds through the dispatcher, which a small batch would notice.
+Tensor empty(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  return options.device().is_cpu() ? at::cpu::empty(sizes, options) : at::empty(sizes, options);
+}
+
 // (loss, gradient of the logits, gradient of ROLE's table rows); the gradients only where asked for.
 std::tuple<Tensor, Tensor, Tensor> run_loss(const Tensor& logits, const Arguments& a, bool with_grad) {
   Launch launch = check_loss(logits, a, logits.dim() == 2 ? logits.size(1) : 0);
@@ -287,13 +296,13 @@ std::tuple<Tensor, Tensor, Tensor> run_loss(const Tensor& logits, const Argument
   const auto options = logits.options();
   Tensor loss, grad, aux_grad;
   if (a.reduction == kNone) {
-    loss = at::empty(logits.sizes(), options);
+    loss = empty(logits.sizes(), options);
   } else {
-    loss = at::empty({}, options.dtype(compute));
+    loss = empty({}, options.dtype(compute));
   }
   const bool role = p.kind == LossKind::kRole;
-  grad = at::empty(with_grad ? logits.sizes() : at::IntArrayRef{0}, options);
-  aux_grad = at::empty(with_grad && role ? logits.sizes() : at::IntArrayRef{0}, options.dtype(compute));
+  grad = empty(with_grad ? logits.sizes() : at::IntArrayRef{0}, options);
+  aux_grad = empty(with_grad && role ? logits.sizes() : at::IntArrayRef{0}, options.dtype(compute));
   if (logits.numel() == 0) {
     loss.fill_(a.reduction == kMean ? std::numeric_limits<double>::quiet_NaN() : 0.0);
     return {loss, grad, aux_grad};
@@ -562,15 +571,12 @@ struct LossBackward : public Node {
     if (sparse) {
       return at::sparse_coo_tensor(index->unsqueeze(0), rows, shape, rows.options().layout(at::kSparse));
     }
-    Tensor table = at::zeros(shape, rows.options());
-    if (at::isTensorSubclassLike(rows)) {
-      return table.index_add(0, *index, rows);
+    if (at::isTensorSubclassLike(rows) || rows.numel() == 0) {
+      return at::zeros(shape, rows.options()).index_add(0, *index, rows);
     }
-    if (rows.numel() > 0) {
-      SPML_LAUNCH(rows, scatter_rows, rows.scalar_type() == at::kDouble, rows.const_data_ptr(),
-                  index->const_data_ptr<int64_t>(), rows.size(0), rows.size(1), table.mutable_data_ptr(),
-                  table.numel());
-    }
+    Tensor table = at::empty(shape, rows.options());
+    SPML_LAUNCH(rows, scatter_rows, rows.scalar_type() == at::kDouble, rows.const_data_ptr(),
+                index->const_data_ptr<int64_t>(), rows.size(0), rows.size(1), table.mutable_data_ptr(), table_rows);
     return table;
   }
 

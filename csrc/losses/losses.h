@@ -14,7 +14,7 @@ namespace spml {
   void probability_sum(bool float64, const LossParams& p, double* out __VA_ARGS__);                            \
   /* grad *= scale, [n] in place; nothing moves where scale is 1. */                                           \
   void scale(void* grad, Element element, int64_t n, const void* scale, bool float64 __VA_ARGS__);             \
-  /* out[index[r]] += rows[r], [N, L] into zeros. */                                                           \
+  /* out [n_out, L] = zeros, then out[index[r]] += rows[r]. */                                                 \
   void scatter_rows(bool float64, const void* rows, const int64_t* index, int64_t n_rows, int64_t n_columns,   \
                     void* out, int64_t n_out __VA_ARGS__);                                                     \
   /* One unobserved column of each row, -1 where there is none. */                                             \

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -138,17 +140,29 @@ void scale(void* grad, Element element, int64_t n, const void* by, bool float64)
 }
 
 void scatter_rows(bool float64, const void* rows, const int64_t* index, int64_t n_rows, int64_t n_columns, void* out,
-                  int64_t) {
-  // Threads share columns out, not rows: a repeated index then needs no care.
+                  int64_t n_out) {
+  const size_t size = float64 ? 8 : 4;
+  prefer_huge_pages(out, n_out * n_columns * static_cast<int64_t>(size));
+  // For each row of the table, the rows that go there, in order.
+  std::vector<int64_t> first(static_cast<size_t>(n_out), -1);
+  std::vector<int64_t> next(static_cast<size_t>(n_rows), -1);
+  for (int64_t r = n_rows - 1; r >= 0; --r) {
+    next[r] = std::exchange(first[index[r]], r);
+  }
   const auto run = [&](auto t) {
     using T = decltype(t);
-    const int64_t grain = std::max<int64_t>(64, (int64_t{1} << 15) / std::max<int64_t>(1, n_rows));
-    at::parallel_for(0, n_columns, grain, [&](int64_t begin, int64_t end) {
-      for (int64_t r = 0; r < n_rows; ++r) {
-        const T* source = static_cast<const T*>(rows) + r * n_columns;
-        T* target = static_cast<T*>(out) + index[r] * n_columns;
-        for (int64_t c = begin; c < end; ++c) {
-          target[c] += source[c];
+    at::parallel_for(0, n_out, std::max<int64_t>(1, (int64_t{1} << 15) / n_columns), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) {
+        T* target = static_cast<T*>(out) + row * n_columns;
+        const auto source = [&](int64_t r) { return static_cast<const T*>(rows) + r * n_columns; };
+        int64_t r = first[row];
+        if (r < 0) {
+          std::fill_n(target, n_columns, T(0));
+          continue;
+        }
+        std::copy_n(source(r), n_columns, target);
+        for (r = next[r]; r >= 0; r = next[r]) {
+          std::transform(target, target + n_columns, source(r), target, std::plus<T>());
         }
       }
     });

@@ -166,8 +166,9 @@ void scatter_rows(bool float64, const void* rows, const int64_t* index, int64_t 
   const auto stream = c10::cuda::getCurrentCUDAStream();
   with_compute_type(float64 ? Dtype::kFloat64 : Dtype::kFloat32, [&](auto t) {
     using T = decltype(t);
+    C10_CUDA_CHECK(cudaMemsetAsync(out, 0, static_cast<size_t>(n_out * n_columns) * sizeof(T), stream));
     scatter_rows_kernel<T><<<static_cast<unsigned int>(n_rows), kLossThreads, 0, stream>>>(
-        static_cast<const T*>(rows), index, n_rows, n_columns, static_cast<T*>(out), n_out / n_columns);
+        static_cast<const T*>(rows), index, n_rows, n_columns, static_cast<T*>(out), n_out);
   });
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }

@@ -62,6 +62,9 @@ inline void load_narrow(const Scalar* rows, Tile<T>* columns) {
 // Rows of n_columns become columns of lanes; lanes past the last chain are zero and never stored.
 template <class Scalar, class T>
 inline void load_transposed(const Scalar* rows, int n_columns, int lanes, Tile<T>* columns) {
+  if (lanes > kLanes) {
+    __builtin_unreachable();  // or GCC warns of writes past the tile
+  }
   if (lanes == kLanes) {
     switch (n_columns) {
       case 1:

@@ -181,7 +181,7 @@ class Loss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of ``logits`` (N, L) for ``labels`` (N,) or (N, L)."""
-        return type(self).function(logits, labels, class_weight=self._buffers["class_weight"], **self.hyper)
+        return self.function(logits, labels, class_weight=self._buffers["class_weight"], **self.hyper)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{n}={self.schedules.get(n, v)!r}" for n, v in self.hyper.items())
