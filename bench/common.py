@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import math
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # or PyTorch's profiler writes two lines for each use
 
 import torch
 
@@ -42,12 +46,21 @@ class Timing:
 
 
 def parse_options(description: str, arguments: Sequence[str] | None = None) -> Options:
+    parser = option_parser(description)
+    return read_options(parser, parser.parse_args(arguments))
+
+
+def option_parser(description: str) -> argparse.ArgumentParser:
+    """The options of every script, for one that adds its own; :func:`read_options` checks them."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads of PyTorch (default: PyTorch's own choice)")
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer rounds: within a minute")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here as well")
-    given = parser.parse_args(arguments)
+    return parser
+
+
+def read_options(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Options:
     device = torch.device(given.device)
     if device.type not in COPY_BYTES:
         parser.error(f"--device {given.device}: expected cpu or cuda")
@@ -158,6 +171,42 @@ def warn_if_busy(threads: int) -> None:
 def last_level_cache_bytes(device: torch.device) -> int:
     """Of a GPU; 0 on the CPU, where it is not asked for."""
     return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
+
+
+def working_set_cache_bytes(device: torch.device) -> int:
+    """Of the largest cache that a working set may stay in; 0 where the system does not say."""
+    if device.type == "cuda":
+        return last_level_cache_bytes(device)
+    sizes = (path.read_text().strip() for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))
+    scale = {"K": 2**10, "M": 2**20}
+    return max((int(size[:-1]) * scale[size[-1]] for size in sizes if size[-1:] in scale), default=0)
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def peak_memory(call: Callable[[], object], device: torch.device) -> int:
+    """Bytes that PyTorch's allocator holds at the worst moment of the call, beyond those that it held before.
+
+    On a GPU the allocator's own peak, on the CPU the largest running sum of what the profiler saw allocated and
+    freed. Call it once before: what a first call keeps would count. Never around what is timed.
+    """
+    if device.type == "cuda":
+        synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = [(event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]"]
+    changes.sort(key=lambda change: change[0])  # stable: of one moment, in the order that they were recorded
+    return max(itertools.accumulate((size for _, size in changes), initial=0))
 
 
 # --- output ---------------------------------------------------------------------------------------

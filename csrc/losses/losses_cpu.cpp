@@ -1,10 +1,12 @@
 #include "losses/losses.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <mutex>
 #include <numeric>
 #include <type_traits>
 #include <utility>
@@ -180,9 +182,10 @@ void draw_unobserved(const SelectParams& p, int64_t* out) {
 
 namespace {
 
-// Calls f(first, n, logits, candidate) for every block: candidate is 1 where a label is unobserved and not flipped.
-template <class T, class F>
-void for_candidates(const SelectParams& p, F&& f) {
+// Calls make()(first, n, logits, label, last of its thread's) for every block, one make() for each thread's blocks. A
+// label is 0 where it is unobserved and has not been flipped.
+template <class T, class Make>
+void for_candidates(const SelectParams& p, Make&& make) {
   const int64_t total = p.rows * p.columns;
   const int64_t blocks = (total + kBlock - 1) / kBlock;
   at::parallel_for(0, blocks, std::max<int64_t>(1, kGrain / kBlock), [&](int64_t begin, int64_t end) {
@@ -195,6 +198,7 @@ void for_candidates(const SelectParams& p, F&& f) {
     int position[kBlock];
     int64_t ignored = kNoInvalid;
     view.invalid = &ignored;  // the loss that follows reports it
+    auto use = make();
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block * kBlock;
       const int n = static_cast<int>(std::min<int64_t>(kBlock, total - first));
@@ -215,46 +219,80 @@ void for_candidates(const SelectParams& p, F&& f) {
           label[i] = flipped[i] > T(0) ? T(1) : label[i];
         }
       }
-      f(first, n, logit, label);
+      use(first, n, logit, label, block + 1 == end);
     }
   });
 }
 
-// The k-th largest candidate by its bits, most significant digit first: a histogram of one digit a pass over the
-// logits, no copy of them, no sorting.
+// Few enough keys to be copied out and searched by the library.
+constexpr int64_t kFewKeys = 4096;
+
+// The k-th largest candidate by its bits, most significant digit first, a histogram of one digit a pass over the
+// logits, until few share the digits found; no copy of the others, no sorting.
 template <class T>
 T select_threshold(const SelectParams& p) {
   using UInt = typename Float<T>::UInt;
   UInt prefix = 0;
   UInt decided = 0;  // bits of the prefix that are known
-  int64_t remaining = p.k;
-  for (int shift = static_cast<int>(sizeof(T)) * 8; shift > 0;) {
+  int64_t rank = p.k;
+  int64_t left = p.rows * p.columns;  // at most so many share the prefix
+  for (int shift = static_cast<int>(sizeof(T)) * 8; left > kFewKeys && shift > 0;) {
     const int bits = std::min(kDigitBits, shift);
     shift -= bits;
-    std::vector<int64_t> histogram(size_t{1} << kDigitBits);
-    for_candidates<T>(p, [&](int64_t, int n, const T* logit, const T* label) {
-      const UInt digit_mask = (UInt(1) << bits) - 1;
-      for (int i = 0; i < n; ++i) {
-        const UInt key = ordered_bits(logit[i]);
-        if (label[i] == T(0) && (key & decided) == prefix) {
-          __atomic_fetch_add(&histogram[(key >> shift) & digit_mask], 1, __ATOMIC_RELAXED);
+    const UInt digit_mask = (UInt(1) << bits) - 1;
+    std::vector<int64_t> histogram(size_t{1} << bits);
+    std::mutex merging;
+    for_candidates<T>(p, [&] {
+      return [&, counts = std::vector<uint32_t>(size_t{1} << bits)](int64_t, int n, const T* logit, const T* label,
+                                                                    bool last) mutable {
+        for (int i = 0; i < n; ++i) {
+          const UInt key = ordered_bits(logit[i]);
+          counts[(key >> shift) & digit_mask] += label[i] == T(0) && (key & decided) == prefix;
         }
-      }
+        if (last) {
+          const std::lock_guard<std::mutex> lock(merging);
+          std::transform(histogram.begin(), histogram.end(), counts.begin(), histogram.begin(), std::plus<>());
+        }
+      };
     });
     if (decided == 0) {
-      remaining = std::min(remaining, std::accumulate(histogram.begin(), histogram.end(), int64_t{0}));
-      if (remaining == 0) {
+      rank = std::min(rank, std::accumulate(histogram.begin(), histogram.end(), int64_t{0}));
+      if (rank == 0) {
         return std::numeric_limits<T>::infinity();
       }
     }
-    int digit = (1 << bits) - 1;
-    for (; remaining > histogram[digit]; --digit) {
-      remaining -= histogram[digit];
+    size_t digit = digit_mask;
+    for (; rank > histogram[digit]; --digit) {
+      rank -= histogram[digit];
     }
+    left = histogram[digit];
     prefix |= static_cast<UInt>(digit) << shift;
-    decided |= ((UInt(1) << bits) - 1) << shift;
+    decided |= digit_mask << shift;
   }
-  return from_ordered_bits<T>(prefix);
+  if (left > kFewKeys) {  // all of one value
+    return from_ordered_bits<T>(prefix);
+  }
+  std::vector<UInt> keys(static_cast<size_t>(left));
+  std::atomic<int64_t> found{0};
+  for_candidates<T>(p, [&] {
+    return [&](int64_t, int n, const T* logit, const T* label, bool) {
+      UInt mine[kBlock + 1];
+      int count = 0;
+      for (int i = 0; i < n; ++i) {
+        const UInt key = ordered_bits(logit[i]);
+        mine[count] = key;
+        count += label[i] == T(0) && (key & decided) == prefix;
+      }
+      std::copy_n(mine, count, keys.begin() + found.fetch_add(count, std::memory_order_relaxed));
+    };
+  });
+  rank = std::min(rank, found.load());
+  if (rank == 0) {
+    return std::numeric_limits<T>::infinity();
+  }
+  const auto wanted = keys.begin() + (rank - 1);
+  std::nth_element(keys.begin(), wanted, keys.begin() + found, std::greater<UInt>());
+  return from_ordered_bits<T>(*wanted);
 }
 
 }  // namespace
@@ -271,13 +309,15 @@ void flip_labels(bool float64, const SelectParams& p) {
   const auto run = [&](auto t) {
     using T = decltype(t);
     const T threshold = *static_cast<const T*>(p.threshold);
-    for_candidates<T>(p, [&](int64_t first, int n, const T* logit, const T* label) {
-      for_row_pieces(p.columns, first, n, [&](int64_t row, int64_t column, int at, int count) {
-        uint8_t* flips = p.flip_table + p.flips.index[row] * p.flips.row_stride + column;
-        for (int i = 0; i < count; ++i) {
-          flips[i] |= static_cast<uint8_t>(label[at + i] == T(0) && logit[at + i] >= threshold);
-        }
-      });
+    for_candidates<T>(p, [&] {
+      return [&](int64_t first, int n, const T* logit, const T* label, bool) {
+        for_row_pieces(p.columns, first, n, [&](int64_t row, int64_t column, int at, int count) {
+          uint8_t* flips = p.flip_table + p.flips.index[row] * p.flips.row_stride + column;
+          for (int i = 0; i < count; ++i) {
+            flips[i] |= static_cast<uint8_t>(label[at + i] == T(0) && logit[at + i] >= threshold);
+          }
+        });
+      };
     });
   };
   float64 ? run(double{}) : run(float{});
