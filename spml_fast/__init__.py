@@ -3,62 +3,18 @@
 from . import data, labels, losses, sampling, training
 from ._version import __version__
 from .labels import LabelEstimator
-from .losses import (
-    ANLoss,
-    ANLSLoss,
-    ASLLoss,
-    BCELoss,
-    BCELSLoss,
-    EMAPLLoss,
-    EMLoss,
-    EPRLoss,
-    FocalMarginLoss,
-    GPRLoss,
-    GRLoss,
-    HillLoss,
-    IULoss,
-    IUNLoss,
-    LLCpLoss,
-    LLCtLoss,
-    LLRLoss,
-    PNSLoss,
-    PRLoss,
-    ROLELoss,
-    SPLCLoss,
-    WANLoss,
-    fused_linear_loss,
-)
+from .losses import fused_linear_loss
+from .losses.batch import *  # noqa: F403
+from .losses.elementwise import *  # noqa: F403
 from .sampling import JointClass, S2MResult, S2MSampler, s2m_sample
 from .training import DensityRatio, train_density_ratio
 
 __all__ = [
-    "ANLSLoss",
-    "ANLoss",
-    "ASLLoss",
-    "BCELSLoss",
-    "BCELoss",
     "DensityRatio",
-    "EMAPLLoss",
-    "EMLoss",
-    "EPRLoss",
-    "FocalMarginLoss",
-    "GPRLoss",
-    "GRLoss",
-    "HillLoss",
-    "IULoss",
-    "IUNLoss",
     "JointClass",
-    "LLCpLoss",
-    "LLCtLoss",
-    "LLRLoss",
     "LabelEstimator",
-    "PNSLoss",
-    "PRLoss",
-    "ROLELoss",
     "S2MResult",
     "S2MSampler",
-    "SPLCLoss",
-    "WANLoss",
     "__version__",
     "data",
     "fused_linear_loss",
@@ -68,4 +24,6 @@ __all__ = [
     "sampling",
     "train_density_ratio",
     "training",
+    *losses.batch.__all__,
+    *losses.elementwise.__all__,
 ]

@@ -25,6 +25,28 @@ from .base import (
 from .elementwise import Value, _gr_hyper, documented, gr_schedules
 from .schedules import From, Growing, Schedule
 
+__all__ = [
+    "EMAPLLoss",
+    "EPRLoss",
+    "GPRLoss",
+    "LLCpLoss",
+    "LLCtLoss",
+    "LLRLoss",
+    "PNSLoss",
+    "PRLoss",
+    "ROLELoss",
+    "em_apl_loss",
+    "epr_loss",
+    "expected_positives",
+    "gpr_loss",
+    "ll_cp_loss",
+    "ll_ct_loss",
+    "ll_r_loss",
+    "pns_loss",
+    "pr_loss",
+    "role_loss",
+]
+
 # --- a sampled negative, a ranking ----------------------------------------------------------------
 
 

@@ -13,6 +13,35 @@ from torch import Tensor
 from .base import Loss, at_least, in_unit_interval, positive, run
 from .schedules import From, Linear, Schedule
 
+__all__ = [
+    "ANLSLoss",
+    "ANLoss",
+    "ASLLoss",
+    "BCELSLoss",
+    "BCELoss",
+    "EMLoss",
+    "FocalMarginLoss",
+    "GRLoss",
+    "HillLoss",
+    "IULoss",
+    "IUNLoss",
+    "SPLCLoss",
+    "WANLoss",
+    "an_loss",
+    "an_ls_loss",
+    "asl_loss",
+    "bce_loss",
+    "bce_ls_loss",
+    "em_loss",
+    "focal_margin_loss",
+    "gr_loss",
+    "hill_loss",
+    "iu_loss",
+    "iun_loss",
+    "splc_loss",
+    "wan_loss",
+]
+
 _COMMON = """
     Args:
         logits: (N, L), float32, float64, float16 or bfloat16 (arithmetic is float32, float64 for float64), of any

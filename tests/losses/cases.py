@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +35,6 @@ class Case:
         has_eps: the loss takes ``eps``.
         whole_batch: an entry depends on others of the batch.
         smooth: the gradient is the derivative of the value: nothing is held fixed, nothing jumps.
-        smooth: twice differentiable nowhere matters, but its gradient is that of its value.
     """
 
     id: str
@@ -340,6 +340,16 @@ WHOLE_BATCH = [
     ),
 ]
 
+
+def _with_defaults(name: str) -> Case:
+    """Of a loss that nobody has written cases for yet."""
+    function = getattr(losses, f"{name}_loss")
+    entries, eager = getattr(reference, name), getattr(reference, f"eager_{name}")
+    return _simple(name, name, function, entries, eager, has_eps="eps" in inspect.signature(function).parameters)
+
+
+_known = {case.name for case in (*ELEMENTWISE, *WHOLE_BATCH)}
+ELEMENTWISE += [_with_defaults(name) for name in losses.registry if name not in _known]
 ALL = [*ELEMENTWISE, *WHOLE_BATCH]
 ONE_OF_EACH = list({case.name: case for case in reversed(ALL)}.values())[::-1]
 WITH_EPS = [case for case in ALL if case.has_eps]

@@ -112,9 +112,12 @@ def compare(case, z, labels, aux, device, *, s=None, eps=0.0, class_weight=None,
         assert_close(got, want, dtype, unit)
 
 
-def test_every_loss_has_a_case():
+def test_registry_has_the_losses_of_the_field():
+    assert set(losses.registry) >= set(
+        "bce bce_ls iun iu pr an an_ls wan pns epr role gr em em_apl focal_margin hill splc asl ll_r ll_ct ll_cp gpr"
+        .split()
+    )  # fmt: skip
     assert {case.name for case in ALL} == set(losses.registry)
-    assert len(losses.registry) == 22
 
 
 def test_ids_are_unique():
