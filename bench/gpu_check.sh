@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds, tests and measures spml-fast on a machine with an NVIDIA GPU, in one go and within ten minutes:
 #
-#     bench/gpu_check.sh --quick        # arguments go to bench/imh_throughput.py
+#     bench/gpu_check.sh --quick        # arguments go to the benchmarks
 #
 # Logs and results go to $OUT (default gpu_check_out). Every step runs, whatever became of the ones before it, as
 # long as time is left of $BUDGET_S seconds; the last lines are the steps' return codes (124: out of time).
@@ -84,6 +84,27 @@ rows = torch.arange(chains, device="cuda")
 for dtype in (torch.float32, torch.float64):
     _ops.philox_normal(rows, rows, 1, 81, dtype=dtype)
     _ops.philox_uniform(rows, rows, 1, dtype=dtype)
+
+# Every loss: whole packs of 16 bytes and remainders, contiguous and not, both label forms, several blocks.
+from spml_fast import losses
+for dtype in (torch.float32, torch.bfloat16, torch.float64):
+    for n, l in ((3, 7), (37, 81), (130, 1001)):
+        compute = _ops.compute_dtype(dtype)
+        index = torch.randint(0, l, (n,), device="cuda")
+        rows = torch.randperm(n, device="cuda")
+        matrix = torch.zeros(n, l, dtype=torch.int8, device="cuda").scatter_(1, index[:, None], 1)
+        for z in (torch.randn(n, l, device="cuda").to(dtype), torch.randn(l, n, device="cuda").to(dtype).t()):
+            z.requires_grad_()
+            extra = {"epr": dict(expected_positives=2), "role": dict(expected_positives=2)}
+            extra |= {name: dict(share=0.1) for name in ("ll_r", "ll_ct")}
+            extra |= {"ll_cp": dict(n_samples=n, n_labels=l, share=0.1), "em_apl": dict(n_samples=n, n_labels=l)}
+            for name in losses.registry:
+                module = losses.make(name, **extra.get(name, {})).cuda()
+                table = torch.randn(n, l, device="cuda", dtype=compute, requires_grad=True)
+                more = {"iun": (matrix,), "role": (table, rows), "ll_cp": (rows,), "em_apl": (rows,),
+                        "gpr": (matrix, rows)}.get(name, ())
+                for labels in (matrix,) if name in ("bce", "bce_ls") else (index, matrix):
+                    module(z, labels, *more).mul(2).backward()
 torch.cuda.synchronize()
 print("every kernel ran")
 '
@@ -98,13 +119,15 @@ sanitizer=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --target-proce
 
 step build 300 build.log bash -c 'build "$1"' build "$OUT/build.log"
 step tests 240 tests.log python3 -m pytest tests -q -p no:cacheprovider
-gpu_json="$OUT/imh_$(device_file cuda).json"
-cpu_json="$OUT/imh_$(device_file cpu).json"
-step "throughput, GPU" 180 bench.log python3 bench/imh_throughput.py --device cuda --json "$gpu_json" "$@"
+gpu="$(device_file cuda).json"
+cpu="$(device_file cpu).json"
+step "losses, GPU" 150 bench.log python3 bench/loss_throughput.py --device cuda --json "$OUT/losses_$gpu" "$@"
+step "sampling, GPU" 120 bench.log python3 bench/imh_throughput.py --device cuda --json "$OUT/imh_$gpu" "$@"
 # PyTorch's own start-up makes CUDA calls that fail by design; only what kernels do counts.
 step memcheck 90 sanitizer.log "${sanitizer[@]}" --tool memcheck --report-api-errors no python3 -c "$sanitized"
 step racecheck 90 sanitizer.log "${sanitizer[@]}" --tool racecheck python3 -c "$sanitized"
-step "throughput, CPU" 180 bench.log python3 bench/imh_throughput.py --json "$cpu_json" "$@"
+step "losses, CPU" 90 bench.log python3 bench/loss_throughput.py --json "$OUT/losses_$cpu" --quick
+step "sampling, CPU" 90 bench.log python3 bench/imh_throughput.py --json "$OUT/imh_$cpu" "$@"
 
 cat "$OUT/bench.log"
 tail -n 15 "$OUT/tests.log"

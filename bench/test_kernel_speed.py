@@ -1,4 +1,4 @@
-"""The sampling ops by themselves: ``pytest bench --benchmark-only``.
+"""The ops by themselves: ``pytest bench --benchmark-only``.
 
 ``extra_info`` holds the bytes that a call must move, the bandwidth that this makes, and the instruction set of the
 CPU kernels. The wrappers are left out on purpose: timed is one call of the op and, on CUDA, the wait for it.
@@ -13,7 +13,8 @@ import pytest
 import torch
 from common import device_name, synchronize
 
-from spml_fast import JointClass, _ops
+from spml_fast import JointClass, _ops, losses
+from spml_fast.losses.base import ROLE, describe
 from spml_fast.sampling import ChainState, pack_targets
 
 pytest.importorskip("pytest_benchmark")
@@ -115,3 +116,34 @@ def test_philox_normal(timed, device, rows, dim):
     chains = torch.arange(rows, device=device)
     steps = torch.zeros_like(chains)
     timed(lambda: _ops.philox_normal(chains, steps, 1, dim), size(chains, steps) + 4 * rows * dim)
+
+
+LOSS_SIZES = [(16, 20), (128, 80), (1024, 312), (8192, 1024)]
+
+
+@pytest.mark.parametrize("form", ["index", "matrix"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["an", "em", "asl", "gr"])
+@pytest.mark.parametrize(("rows", "labels"), LOSS_SIZES)
+def test_loss_and_grad(timed, device, rows, labels, name, dtype, form):
+    z = torch.randn(rows, labels, device=device).to(dtype)
+    s = torch.randint(labels, (rows,), device=device)
+    if form == "matrix":
+        s = torch.zeros_like(z).scatter_(1, s[:, None], 1)
+    call = describe(losses.make(name))
+    timed(lambda: _ops.ops.loss_and_grad(z, s, *call), 2 * size(z) + size(s))
+
+
+@pytest.mark.parametrize(("rows", "labels"), LOSS_SIZES)
+def test_role_and_grads(timed, device, rows, labels):
+    z, table = (torch.randn(rows, labels, device=device) for _ in range(2))
+    s, index = torch.randint(labels, (rows,), device=device), torch.randperm(rows, device=device)
+    call = (ROLE, _ops.losses["bce"], (), 0.0, 1, None, table, index, None, None, 1.0, 2.5)
+    timed(lambda: _ops.ops.loss_and_grad(z, s, *call), 2 * size(z, table) + size(s, index))
+
+
+@pytest.mark.parametrize(("rows", "labels"), LOSS_SIZES)
+def test_large_loss_threshold(timed, device, rows, labels):
+    z = torch.randn(rows, labels, device=device)
+    s = torch.randint(labels, (rows,), device=device)
+    timed(lambda: _ops.large_loss_threshold(z, s, None, None, z.numel() // 100), size(z, s))
