@@ -17,7 +17,7 @@
 #define SPML_LOSS_ARGUMENTS                                                                                        \
   "Tensor labels, int kind, int loss, float[] hyper, float eps, int reduction, Tensor? class_weight=None, "        \
   "Tensor? aux=None, Tensor? index=None, Tensor? negatives=None, Tensor? threshold=None, float lam=0.0, "          \
-  "float expected_positives=0.0, Tensor? k_hat=None, bool sparse=False"
+  "float expected_positives=0.0, Tensor? k_hat=None, bool sparse=False, Tensor[]? scheduled=None"
 
 TORCH_LIBRARY(spml_fast, m) {
   m.def(
@@ -38,7 +38,8 @@ TORCH_LIBRARY(spml_fast, m) {
       ") -> (Tensor, Tensor, Tensor, Tensor)");
   m.def("sum_probabilities(Tensor logits) -> Tensor");
   m.def("draw_unobserved(Tensor labels, int n_labels, int seed, Tensor step) -> Tensor");
-  m.def("large_loss_threshold(Tensor logits, Tensor labels, Tensor? flips, Tensor? index, int k) -> Tensor");
+  m.def("large_loss_threshold(Tensor logits, Tensor labels, Tensor? flips, Tensor? index, float share, "
+      "Tensor? scheduled=None) -> Tensor");
   m.def("flip_labels(Tensor logits, Tensor labels, Tensor(a!) flips, Tensor index, Tensor threshold) -> ()");
   m.def("philox_uniform(Tensor chains, Tensor steps, int seed, *, ScalarType? dtype=None) -> Tensor");
   m.def("philox_normal(Tensor chains, Tensor steps, int seed, int dim, *, ScalarType? dtype=None) -> Tensor");
@@ -53,13 +54,15 @@ using OptionalTensor = std::optional<Tensor>;
 Tensor loss(const Tensor& logits, const Tensor& labels, int64_t kind, int64_t loss, const std::vector<double>& hyper,
             double eps, int64_t reduction, const OptionalTensor& class_weight, const OptionalTensor& aux,
             const OptionalTensor& index, const OptionalTensor& negatives, const OptionalTensor& threshold, double lam,
-            double expected_positives, const OptionalTensor& k_hat, bool sparse) {
+            double expected_positives, const OptionalTensor& k_hat, bool sparse,
+            const std::optional<std::vector<Tensor>>& scheduled) {
   using Op = Tensor(const Tensor&, const Tensor&, int64_t, int64_t, c10::ArrayRef<double>, double, int64_t,
                     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                    const OptionalTensor&, double, double, const OptionalTensor&, bool);
+                    const OptionalTensor&, double, double, const OptionalTensor&, bool, std::optional<at::TensorList>);
   static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow("spml_fast::loss", "").typed<Op>();
   return op.call(logits, labels, kind, loss, hyper, eps, reduction, class_weight, aux, index, negatives, threshold, lam,
-                 expected_positives, k_hat, sparse);
+                 expected_positives, k_hat, sparse,
+                 scheduled.has_value() ? std::optional<at::TensorList>(*scheduled) : std::nullopt);
 }
 
 }  // namespace

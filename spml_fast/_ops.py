@@ -97,7 +97,12 @@ def _(chains, steps, seed, dim, *, dtype=None) -> Tensor:
     return chains.new_empty((chains.shape[0], dim), dtype=dtype or torch.float32)
 
 
-def _loss_value(inputs, reduction) -> Tensor:
+def _loss_value(inputs, reduction, rest, **others) -> Tensor:
+    """Refuses what is not where the inputs are: one tensor on "meta" brings the real ones here."""
+    others |= zip(("class_weight", "aux", "index", "negatives", "threshold", "", "", "k_hat"), rest, strict=False)
+    for name, tensor in others.items():
+        if isinstance(tensor, Tensor) and tensor.device != inputs.device:
+            raise ValueError(f"loss: {name} is on {tensor.device}, expected {inputs.device}")
     if reduction == 0:
         return torch.empty_like(inputs, memory_format=torch.contiguous_format)
     return inputs.new_empty((), dtype=compute_dtype(inputs.dtype))
@@ -105,25 +110,26 @@ def _loss_value(inputs, reduction) -> Tensor:
 
 @torch.library.register_fake("spml_fast::loss")
 def _(logits, labels, kind, loss, hyper, eps, reduction, *rest) -> Tensor:
-    return _loss_value(logits, reduction)
+    return _loss_value(logits, reduction, rest, labels=labels)
 
 
 @torch.library.register_fake("spml_fast::loss_and_grad")
 def _(logits, labels, kind, loss, hyper, eps, reduction, *rest) -> tuple[Tensor, Tensor, Tensor]:
     grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
     aux_grad = logits.new_empty(logits.shape if kind == 1 else (0,), dtype=compute_dtype(logits.dtype))
-    return _loss_value(logits, reduction), grad, aux_grad
+    return _loss_value(logits, reduction, rest, labels=labels), grad, aux_grad
 
 
 @torch.library.register_fake("spml_fast::linear_loss")
 def _(x, weight, bias, labels, kind, loss, hyper, eps, reduction, *rest) -> Tensor:
-    return _loss_value(x, reduction)
+    return _loss_value(x, reduction, rest, weight=weight, bias=bias, labels=labels)
 
 
 @torch.library.register_fake("spml_fast::linear_loss_and_grad")
 def _(x, weight, bias, labels, kind, loss, hyper, eps, reduction, *rest):
     grads = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, weight)]
-    return _loss_value(x, reduction), *grads, x.new_empty((0,)) if bias is None else torch.empty_like(bias)
+    value = _loss_value(x, reduction, rest, weight=weight, bias=bias, labels=labels)
+    return value, *grads, x.new_empty((0,)) if bias is None else torch.empty_like(bias)
 
 
 @torch.library.register_fake("spml_fast::sum_probabilities")
@@ -137,7 +143,7 @@ def _(labels, n_labels, seed, step) -> Tensor:
 
 
 @torch.library.register_fake("spml_fast::large_loss_threshold")
-def _(logits, labels, flips, index, k) -> Tensor:
+def _(logits, labels, flips, index, share, scheduled=None) -> Tensor:
     return logits.new_empty((1,), dtype=compute_dtype(logits.dtype))
 
 

@@ -84,6 +84,8 @@ class LabelEstimator(nn.Module):
             negative = torch.zeros_like(positive)
         elif labels.dim() == 2:
             shape = tuple(labels.shape)
+            if n_labels not in (None, shape[1]):
+                raise ValueError(f"n_labels is {n_labels}, but labels have shape {shape}")
             positive, negative = labels == 1, labels == -1
             wrong = ~(positive | negative | (labels == 0))
             if bool(wrong.any()):

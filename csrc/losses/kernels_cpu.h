@@ -358,7 +358,7 @@ void run_loss(const LossParams& p, int64_t begin, int64_t end, void* memory) {
       weights_for = n;
     }
     if (matrix) {
-      load_labels(p, kernels.full_labels, first, n, lanes.label);
+      load_labels(p, kernels.full_labels && !role, first, n, lanes.label);
       pad(lanes.label, n);
     }
     kernel(p, lanes, n);

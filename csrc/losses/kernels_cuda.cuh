@@ -28,7 +28,7 @@ __device__ inline double block_sum(double value) {
   lanes[threadIdx.x] = value;
   __syncthreads();
   for (int half = kLossThreads / 2; half > 0; half /= 2) {
-    if (threadIdx.x < half) {
+    if (static_cast<int>(threadIdx.x) < half) {
       lanes[threadIdx.x] += lanes[threadIdx.x + half];
     }
     __syncthreads();
@@ -71,7 +71,7 @@ __device__ void grid_sum(double value, Workspace& work, Use use) {
 
 template <class T>
 __device__ void write_loss(const LossParams& p, double sum) {
-  *static_cast<T*>(p.out) = static_cast<T>(sum + penalty_of(p));
+  *static_cast<T*>(p.out) = static_cast<T>((sum + penalty_of(p)) * p.out_scale);
 }
 
 // Of several invalid labels any may be reported.

@@ -1,6 +1,7 @@
 // Argument checks, autograd and the choice between CPU and CUDA for the loss ops.
 #include "losses/losses.h"
 
+#include <cmath>
 #include <functional>
 #include <limits>
 #include <memory>
@@ -9,10 +10,12 @@
 #include <type_traits>
 #include <vector>
 
+#include <ATen/TensorOperators.h>
 #include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/addmm.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_cpu_dispatch.h>
 #include <ATen/ops/full.h>
@@ -21,7 +24,11 @@
 #include <ATen/ops/mul.h>
 #include <ATen/ops/sparse_coo_tensor.h>
 #include <ATen/ops/sum.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <c10/core/SymFloat.h>
+#include <c10/core/SymInt.h>
 #include <c10/util/SmallVector.h>
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -54,17 +61,18 @@ struct Arguments {
   double lam, expected_positives;
   OptionalTensor k_hat;  // (1,) float64
   bool sparse;           // of the table's gradient
+  std::vector<Tensor> scheduled;  // numbers on the CPU, in place of the NaNs in hyper: what compiled graphs must read anew
 };
 
 #define SPML_ARGUMENT_LIST                                                                                     \
   const Tensor &labels, int64_t kind, int64_t loss, c10::ArrayRef<double> hyper, double eps, int64_t reduction, \
       const OptionalTensor &class_weight, const OptionalTensor &aux, const OptionalTensor &index,              \
       const OptionalTensor &negatives, const OptionalTensor &threshold, double lam, double expected_positives, \
-      const OptionalTensor &k_hat, bool sparse
-#define SPML_ARGUMENTS                                                                                           \
-  Arguments {                                                                                                    \
-    labels, kind, loss, {hyper.begin(), hyper.end()}, eps, reduction, class_weight, aux, index, negatives, threshold, \
-        lam, expected_positives, k_hat, sparse                                                                   \
+      const OptionalTensor &k_hat, bool sparse, std::optional<at::TensorList> scheduled
+#define SPML_ARGUMENTS                                                                                      \
+  Arguments {                                                                                               \
+    labels, kind, loss, {hyper.begin(), hyper.end()}, eps, reduction, class_weight, aux, index, negatives,  \
+        threshold, lam, expected_positives, k_hat, sparse, scheduled.value_or(at::TensorList()).vec()       \
   }
 
 constexpr const char* kOp = "loss";
@@ -110,6 +118,7 @@ Matrix matrix_of(const Tensor& t, const char* name) {
 
 void check_rows(const Tensor& t, const Tensor& logits, const char* name) {
   check_tensor(t, logits, at::kLong, {logits.size(0)}, kOp, name);
+  TORCH_CHECK_VALUE(t.is_contiguous(), kOp, ": ", name, " must be contiguous");
 }
 
 // Values of an int64 vector on the CPU; on a GPU the kernels look.
@@ -156,9 +165,9 @@ void check_logits(const Tensor& logits, const char* op) {
 }
 
 // A label that may not stand where it does, named.
-[[noreturn]] void report_invalid(int64_t invalid, int64_t columns, const Tensor& labels, bool full) {
-  const int64_t row = invalid / columns;
-  const int64_t column = invalid % columns;
+[[noreturn]] void report_invalid(int64_t invalid, const LossParams& p, const Tensor& labels, bool full) {
+  const int64_t row = invalid / p.columns;
+  const int64_t column = invalid % p.columns + p.first_column;
   const char* expected = full ? "a full label between 0 and 1" : "1 (observed positive), 0 (unobserved) or -1 "
                                                                  "(observed negative)";
   const double value = labels.to(at::kDouble)[row][column].item<double>();
@@ -175,6 +184,14 @@ void report_earlier([[maybe_unused]] const Tensor& t) {
 #endif
 }
 
+// A hyper-parameter that stands in a tensor.
+double number(const Tensor& t) {
+  TORCH_CHECK_VALUE(t.is_cpu() && t.scalar_type() == at::kDouble && t.numel() == 1, kOp,
+                    ": a scheduled hyper-parameter must be one float64 on the CPU, got ", t.scalar_type(), " ", t.sizes(),
+                    " on ", t.device());
+  return *t.const_data_ptr<double>();
+}
+
 // The launch of one loss: its parameters, and what must outlive it.
 struct Launch {
   LossParams params;
@@ -188,7 +205,7 @@ struct Launch {
       params.invalid = &invalid;
       cpu::loss(float64, params);
       if (invalid != kNoInvalid) {
-        report_invalid(invalid, params.columns, labels, full_labels);
+        report_invalid(invalid, params, labels, full_labels);
       }
     } else {
       report_earlier(logits);
@@ -216,6 +233,14 @@ Launch check_loss(const Tensor& logits, const Arguments& a, int64_t columns) {
   const bool role = p.kind == LossKind::kRole;
   p.loss = static_cast<int>(a.loss);
   std::copy(a.hyper.begin(), a.hyper.end(), p.hyper);
+  size_t given = 0;
+  for (size_t i = 0; i < a.hyper.size() && given < a.scheduled.size(); ++i) {
+    if (std::isnan(a.hyper[i])) {
+      p.hyper[i] = number(a.scheduled[given++]);
+    }
+  }
+  TORCH_CHECK_VALUE(given == a.scheduled.size(), kOp, ": ", a.scheduled.size(), " scheduled hyper-parameters for ", given,
+                    " that are NaN");
   if (p.loss == kLoss_gr && p.hyper[4] == 0 && p.hyper[5] != 0 && p.hyper[5] != 1 && p.hyper[6] == 1) {
     p.loss = kLoss_gr_standard;
   }
@@ -239,13 +264,14 @@ Launch check_loss(const Tensor& logits, const Arguments& a, int64_t columns) {
     p.class_weight = launch.class_weight.const_data_ptr();
   }
   const bool needs_aux = role || (p.kind == LossKind::kElementwise && kTraits[p.loss].aux && a.loss != kLoss_large_loss);
-  TORCH_CHECK_VALUE(a.aux.has_value() || !needs_aux, kOp, ": this loss needs aux");
+  TORCH_CHECK_VALUE(a.aux.has_value() || !needs_aux, kOp, ": this loss needs a second matrix beside the labels (table, "
+                    "full_labels or pseudo_labels), got none");
   TORCH_CHECK_VALUE(!role || !kTraits[p.loss].aux, kOp,
                     ": a loss that reads a second matrix cannot stand in for ROLE's cross entropy");
   if (a.aux.has_value()) {
     const Tensor& aux = *a.aux;
     check_device(aux, logits, kOp, "aux");
-    const int64_t aux_rows = a.index.has_value() ? aux.size(0) : p.rows;
+    const int64_t aux_rows = a.index.has_value() && aux.dim() == 2 ? aux.size(0) : p.rows;
     TORCH_CHECK_VALUE(aux.dim() == 2 && aux.size(0) == aux_rows && aux.size(1) == p.columns, kOp,
                       ": the second matrix must have shape (", aux_rows, ", ", p.columns, "), got ", aux.sizes());
     p.aux = matrix_of(aux, "the second matrix");
@@ -254,7 +280,6 @@ Launch check_loss(const Tensor& logits, const Arguments& a, int64_t columns) {
     if (a.index.has_value()) {
       check_rows(*a.index, logits, "index");
       check_range(*a.index, 0, aux_rows, "index", "a row of the table,");
-      TORCH_CHECK_VALUE(a.index->is_contiguous(), kOp, ": index must be contiguous");
       p.aux.index = a.index->const_data_ptr<int64_t>();
     }
   }
@@ -266,13 +291,17 @@ Launch check_loss(const Tensor& logits, const Arguments& a, int64_t columns) {
   }
 
   const double entries = static_cast<double>(p.rows) * static_cast<double>(columns);
-  p.scale = a.reduction == kMean ? 1.0 / entries : 1.0;
+  // float16 holds no 1 / (N L): there the mean's gradient is that of the sum until backward multiplies it.
+  const bool later = a.reduction == kMean && logits.scalar_type() == at::kHalf;
+  const bool of_sum = a.reduction == kSum || later;
+  p.scale = a.reduction == kMean && !later ? 1.0 / entries : 1.0;
+  p.out_scale = later ? 1.0 / entries : 1.0;
   p.expected_positives = a.expected_positives;
   if (a.lam != 0) {
     TORCH_CHECK_VALUE(a.reduction != kNone, kOp, ": the penalty on expected positives is one number for the whole "
                       "batch, so reduction=\"none\" is not defined; use \"mean\" or \"sum\"");
     const double l = static_cast<double>(columns);
-    p.penalty = a.lam / (l * l) * (a.reduction == kSum ? entries : 1.0) * (role ? 0.5 : 1.0);
+    p.penalty = a.lam / (l * l) * (of_sum ? entries : 1.0) * (role ? 0.5 : 1.0);
     p.penalty_slope = 2.0 * p.penalty / static_cast<double>(p.rows);
     if (a.k_hat.has_value()) {
       check_tensor(*a.k_hat, logits, at::kDouble, {role ? 2 : 1}, kOp, "k_hat");
@@ -367,8 +396,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_linear_loss(const Tensor& x, cons
   const bool half = compute != x.scalar_type() && dtype != Dtype::kFloat64;
   Tensor loss = at::zeros({}, x.options().dtype(compute));
   Tensor grad_x = at::zeros(with_grad ? x.sizes() : at::IntArrayRef{0}, x.options().dtype(compute));
-  Tensor grad_weight = at::empty(with_grad ? weight.sizes() : at::IntArrayRef{0}, x.options());
-  Tensor grad_bias = at::empty({with_grad && bias.has_value() ? columns : 0}, x.options());
+  const bool nothing = rows == 0 || columns == 0;  // no chunk will write these
+  const auto allocate = [&](at::IntArrayRef sizes) { return nothing ? at::zeros(sizes, x.options()) : at::empty(sizes, x.options()); };
+  Tensor grad_weight = allocate(with_grad ? weight.sizes() : at::IntArrayRef{0});
+  Tensor grad_bias = allocate({with_grad && bias.has_value() ? columns : 0});
   const int64_t chunk = std::min(
       columns, std::max<int64_t>(64, kChunkBytes / std::max<int64_t>(1, rows * x.element_size()) / 64 * 64));
   Tensor buffer = at::empty({rows * chunk}, x.options());
@@ -412,7 +443,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_linear_loss(const Tensor& x, cons
     p.penalty = first == 0 ? p.penalty : 0;  // once
     p.out = part.mutable_data_ptr();
     p.grad = with_grad ? logits.mutable_data_ptr() : nullptr;  // in place of the logits
-    launch.run(logits, a.labels.dim() == 2 ? a.labels.narrow(1, first, n) : a.labels);
+    launch.run(logits, a.labels);
     loss.add_(part);
     if (with_grad) {
       const Tensor w = weight.narrow(0, first, n);
@@ -473,6 +504,7 @@ SelectParams check_select(const char* op, const Tensor& logits, const Tensor& la
   if (flips.has_value()) {
     TORCH_CHECK_VALUE(index.has_value(), op, ": flips needs index");
     check_rows(*index, logits, "index");
+    TORCH_CHECK_VALUE(flips->dim() == 2, op, ": flips must have shape (R, ", p.columns, "), got ", flips->sizes());
     check_tensor(*flips, logits, at::kByte, {flips->size(0), p.columns}, op, "flips");
     TORCH_CHECK_VALUE(flips->is_contiguous(), op, ": flips must be contiguous");
     check_range(*index, 0, flips->size(0), "index", "a row of the table,");
@@ -483,15 +515,19 @@ SelectParams check_select(const char* op, const Tensor& logits, const Tensor& la
 }
 
 Tensor large_loss_threshold(const Tensor& logits, const Tensor& labels, const OptionalTensor& flips,
-                            const OptionalTensor& index, int64_t k) {
+                            const OptionalTensor& index, double share, const OptionalTensor& scheduled) {
   const char* op = "large_loss_threshold";
   SelectParams p = check_select(op, logits, labels, flips, index);
-  TORCH_CHECK_VALUE(k >= 0, op, ": k must not be negative, got ", k);
-  p.k = k;
+  if (scheduled.has_value()) {
+    share = number(*scheduled);
+  }
+  TORCH_CHECK_VALUE(share >= 0 && share <= 1, op, ": share must be between 0 and 1, got ", share);
+  // The product's last bits are rounding, which must not lift 30.000000000000004 to 31.
+  p.k = static_cast<int64_t>(std::ceil(static_cast<double>(logits.numel()) * share * (1 - 1e-12)));
   const bool float64 = logits.scalar_type() == at::kDouble;
   Tensor out = at::full({1}, std::numeric_limits<double>::infinity(),
                         logits.options().dtype(float64 ? at::kDouble : at::kFloat));
-  if (logits.numel() > 0 && k > 0) {
+  if (p.k > 0) {
     const Tensor workspace = at::empty({logits.is_cuda() ? kSelectionBytes : 0}, logits.options().dtype(at::kByte));
     p.workspace = workspace.mutable_data_ptr();
     SPML_LAUNCH(logits, large_loss_threshold, float64, p, out.mutable_data_ptr());
@@ -531,6 +567,8 @@ struct LossBackward : public Node {
   std::vector<Tensor> grads;                          // of the mean or sum, or of each entry; taken by the first backward
   std::function<std::vector<Tensor>()> compute_anew;  // for every later one, with retain_graph
   bool of_entries = false;                            // reduction "none"
+  std::function<Tensor(const Tensor& grad, const Tensor& by)> weigh_entries;  // where it is a row that costs
+  std::optional<c10::SymFloat> factor;                // what the gradients still lack
   OptionalTensor index;                               // the second gradient is that of rows of a table
   int64_t table_rows = 0;
   bool sparse = false;
@@ -554,12 +592,16 @@ struct LossBackward : public Node {
         continue;
       }
       Tensor grad = std::move(mine[i]);
-      if (of_entries || at::isTensorSubclassLike(grad) || at::isTensorSubclassLike(by)) {
-        grad = at::mul(grad, by).to(grad.scalar_type());
+      const at::ScalarType compute = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+      const Tensor scale = factor.has_value() ? at::mul(by.to(compute), c10::Scalar(*factor)) : by;
+      if (weigh_entries) {
+        grad = weigh_entries(grad, by);
+      } else if (of_entries || at::isTensorSubclassLike(grad) || at::isTensorSubclassLike(by)) {
+        grad = at::mul(grad, scale).to(grad.scalar_type());
       } else if (grad.numel() > 0) {
-        const Tensor factor = by.to(grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat);
+        const Tensor number = scale.to(compute);
         SPML_LAUNCH(grad, scale, grad.mutable_data_ptr(), element_of(grad, "gradient"), grad.numel(),
-                    factor.const_data_ptr(), factor.scalar_type() == at::kDouble);
+                    number.const_data_ptr(), compute == at::kDouble);
       }
       out[i] = i == 1 && index.has_value() ? table_grad(grad) : grad;
     }
@@ -588,20 +630,90 @@ struct LossBackward : public Node {
   std::string name() const override { return "SpmlFastLossBackward"; }
 };
 
-void check_version(const Tensor& t, int64_t version) {
-  TORCH_CHECK(t._version() == version, "a tensor that a loss of spml_fast was computed from has been modified in "
-                                       "place; a second backward would need it as it was");
+// The gradient of pairwise ranking where the cost at each positive i is weighed by by[i], given that for by = 1. There
+// the gradient at a label j that is none is p_j (1 - p_j) times the sum of the positives' weights.
+Tensor weigh_rankings(const Tensor& grad, const Tensor& by, const Arguments& a) {
+  const at::ScalarType compute = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const Tensor positive = a.labels.dim() == 2
+                              ? a.labels.gt(0)
+                              : a.labels.unsqueeze(1).eq(at::arange(grad.sym_size(1), a.labels.options()).unsqueeze(0));
+  Tensor weight = positive.to(compute);
+  if (a.class_weight.has_value()) {
+    weight = weight * a.class_weight->to(compute);
+  }
+  const Tensor before = weight.sum(1, /*keepdim=*/true);
+  const Tensor after = (weight * by.to(compute)).sum(1, /*keepdim=*/true);
+  const Tensor share = at::where(before.gt(0), after / before, at::zeros_like(before));
+  return at::where(positive, grad.to(compute) * by.to(compute), grad.to(compute) * share).to(grad.scalar_type());
 }
 
-#define SPML_FORWARD                                                                                          \
-  a.labels, a.kind, a.loss, a.hyper, a.eps, a.reduction, a.class_weight, a.aux, a.index, a.negatives, a.threshold, \
-      a.lam, a.expected_positives, a.k_hat, a.sparse
+// What a loss was computed from, as it was.
+class Versions {
+ public:
+  Versions(std::initializer_list<OptionalTensor> inputs, const Arguments& a) {
+    for (const OptionalTensor& t : inputs) {
+      add(t);
+    }
+    for (const OptionalTensor& t : {OptionalTensor(a.labels), a.class_weight, a.index, a.negatives, a.threshold, a.k_hat}) {
+      add(t);
+    }
+    if (a.loss != kLoss_large_loss) {  // which flips labels after the loss is computed
+      add(a.aux);
+    }
+  }
+  void check() const {
+    for (const auto& [t, version] : seen_) {
+      TORCH_CHECK(t._version() == version, "a tensor that a loss of spml_fast was computed from has been modified in "
+                                           "place; a second backward would need it as it was");
+    }
+  }
+
+ private:
+  void add(const OptionalTensor& t) {
+    if (t.has_value() && !t->is_inference()) {
+      seen_.emplace_back(*t, t->_version());
+    }
+  }
+  c10::SmallVector<std::pair<Tensor, int64_t>, 8> seen_;
+};
+
+void check_differentiable(std::initializer_list<OptionalTensor> inputs, const Arguments& a) {
+  for (const OptionalTensor& t : inputs) {
+    TORCH_CHECK_NOT_IMPLEMENTED(!t.has_value() || !t->_fw_grad(/*level=*/0).defined(),
+                                "the losses of spml_fast have no forward-mode derivative");
+  }
+  const auto constant = [](const OptionalTensor& t, const char* name) {
+    TORCH_CHECK_VALUE(!t.has_value() || !t->requires_grad(), kOp, ": ", name, " requires a gradient, which no loss gives "
+                      "it; pass ", name, ".detach()");
+  };
+  if (at::GradMode::is_enabled()) {
+    constant(a.labels, "labels");
+    constant(a.class_weight, "class_weight");
+    if (a.kind != static_cast<int64_t>(LossKind::kRole)) {
+      constant(a.aux, "the second matrix");
+    }
+  }
+}
+
+// The factor that gradients of float16 still lack; see check_loss.
+std::optional<c10::SymFloat> factor_of(const Tensor& like, const c10::SymInt& rows, const c10::SymInt& columns,
+                                       int64_t reduction) {
+  if (like.scalar_type() != at::kHalf || reduction != kMean) {
+    return std::nullopt;
+  }
+  return c10::SymFloat(1.0) / static_cast<c10::SymFloat>(rows * columns);
+}
+
+#define SPML_FORWARD                                                                                        \
+  a.labels, a.kind, a.loss, a.hyper, a.eps, a.reduction, a.class_weight, a.aux, a.index, a.negatives,       \
+      a.threshold, a.lam, a.expected_positives, a.k_hat, a.sparse, at::TensorList(a.scheduled)
 
 Tensor loss_autograd(const Tensor& logits, SPML_ARGUMENT_LIST) {
   const bool role = kind == static_cast<int64_t>(LossKind::kRole);
   const bool table_learns = role && aux.has_value() && aux->requires_grad();
   const bool differentiate = at::GradMode::is_enabled() && (logits.requires_grad() || table_learns);
   const Arguments a = SPML_ARGUMENTS;
+  check_differentiable({logits, aux}, a);
   if (!differentiate) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("spml_fast::loss", "")
@@ -628,20 +740,24 @@ Tensor loss_autograd(const Tensor& logits, SPML_ARGUMENT_LIST) {
       node->sparse = sparse;
     }
   }
-  const int64_t version = logits.is_inference() ? 0 : logits._version();
-  node->compute_anew = [logits, a, version, table_learns]() -> std::vector<Tensor> {
-    check_version(logits, version);
+  node->compute_anew = [logits, a, versions = Versions({logits}, a), table_learns]() -> std::vector<Tensor> {
+    versions.check();
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [value, grad, aux_grad] = op.call(logits, SPML_FORWARD);
     return table_learns ? std::vector<Tensor>{grad, aux_grad} : std::vector<Tensor>{grad};
   };
   node->of_entries = reduction == kNone;
+  if (node->of_entries && kind == static_cast<int64_t>(LossKind::kRanking)) {
+    node->weigh_entries = [a](const Tensor& grad, const Tensor& by) { return weigh_rankings(grad, by, a); };
+  }
+  node->factor = factor_of(logits, logits.sym_size(0), logits.sym_size(1), reduction);
   torch::autograd::set_history(result, node);
   return result;
 }
 
 Tensor linear_loss_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, SPML_ARGUMENT_LIST) {
   const Arguments a = SPML_ARGUMENTS;
+  check_differentiable({x, weight, bias}, a);
   const bool differentiate =
       at::GradMode::is_enabled() &&
       (x.requires_grad() || weight.requires_grad() || (bias.has_value() && bias->requires_grad()));
@@ -665,10 +781,9 @@ Tensor linear_loss_autograd(const Tensor& x, const Tensor& weight, const Optiona
     result = value;
     node->grads = {grad_x, grad_weight, grad_bias};
   }
-  const std::vector<int64_t> versions = {x._version(), weight._version()};
-  node->compute_anew = [x, weight, bias, a, versions]() -> std::vector<Tensor> {
-    check_version(x, versions[0]);
-    check_version(weight, versions[1]);
+  node->factor = factor_of(x, x.sym_size(0), weight.sym_size(0), reduction);
+  node->compute_anew = [x, weight, bias, a, versions = Versions({x, weight, bias}, a)]() -> std::vector<Tensor> {
+    versions.check();
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [value, grad_x, grad_weight, grad_bias] = op.call(x, weight, bias, SPML_FORWARD);
     return {grad_x, grad_weight, grad_bias};

@@ -111,7 +111,7 @@ void loss(bool float64, const LossParams& given) {
   p.partial = p.out == nullptr ? nullptr : partials.data();
   run_blocks(by_row ? isa.ranking[float64] : isa.loss[float64], p, units, by_row ? p.columns : kBlock);
   if (p.out != nullptr) {
-    const double sum = partials.sum() + penalty_of(p);
+    const double sum = (partials.sum() + penalty_of(p)) * p.out_scale;
     if (float64) {
       *static_cast<double*>(p.out) = sum;
     } else {
@@ -314,7 +314,9 @@ void flip_labels(bool float64, const SelectParams& p) {
         for_row_pieces(p.columns, first, n, [&](int64_t row, int64_t column, int at, int count) {
           uint8_t* flips = p.flip_table + p.flips.index[row] * p.flips.row_stride + column;
           for (int i = 0; i < count; ++i) {
-            flips[i] |= static_cast<uint8_t>(label[at + i] == T(0) && logit[at + i] >= threshold);
+            if (label[at + i] == T(0) && logit[at + i] >= threshold) {
+              flips[i] = 1;  // no |=: another thread may have the same row of the table
+            }
           }
         });
       };

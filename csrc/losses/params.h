@@ -63,6 +63,7 @@ struct LossParams {
   double hyper[kMaxHyper] = {};
   double eps = 0;
   double scale = 1;           // of every value and derivative
+  double out_scale = 1;       // of their sum
   double expected_positives = 0;  // k
   double penalty = 0;         // times (k_hat - k)^2: what the penalty on expected positives adds to the reduced loss
   double penalty_slope = 0;   // times (k_hat - k) and p (1 - p): its gradient

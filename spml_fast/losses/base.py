@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -33,6 +34,7 @@ class Call(NamedTuple):
     expected_positives: float
     k_hat: Tensor | None
     sparse: bool
+    scheduled: list[Tensor] | None
 
 
 class Logits:
@@ -69,6 +71,9 @@ def run(
     if eps != 0 and not 0 < eps < 1:
         raise ValueError(f"eps must be at least 0 and less than 1, got {eps}")
     loss, mode = _ops.losses[name], REDUCTIONS[reduction]
+    scheduled = [value for value in hyper if isinstance(value, Tensor)] or None
+    if scheduled is not None:
+        hyper = [math.nan if isinstance(value, Tensor) else value for value in hyper]
     if isinstance(logits, Tensor):
         if not isinstance(labels, Tensor):
             raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
@@ -76,37 +81,67 @@ def run(
         # Positional: names cost a small batch more than its loss.
         return op(
             logits, labels, kind, loss, hyper, eps, mode, class_weight, aux, index, negatives, threshold, lam,
-            expected_positives, k_hat, sparse,
+            expected_positives, k_hat, sparse, scheduled,
         )  # fmt: skip
     if not isinstance(logits, Logits):
         raise TypeError(f"logits must be a tensor, got {type(logits).__name__}")
     return logits.run(
         labels,
         Call(kind, loss, hyper, eps, mode, class_weight, aux, index, negatives, threshold, lam, expected_positives,
-             k_hat, sparse),
+             k_hat, sparse, scheduled),
     )  # fmt: skip
+
+
+def check_inputs(logits: Tensor | Logits, labels: Tensor) -> tuple[int, int]:
+    """(N, L), for a loss that needs them before the op has looked at its arguments."""
+    if isinstance(logits, Logits):
+        return logits.shape
+    for name, value in (("logits", logits), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    if logits.dim() != 2:
+        raise ValueError(f"logits must have shape (N, L), got {list(logits.shape)}")
+    n, l = logits.shape
+    if labels.dim() == 1 and labels.shape[0] != n:
+        raise ValueError(f"labels has {labels.shape[0]} rows, logits has {n}")
+    if labels.dim() != 1 and labels.shape != logits.shape:
+        raise ValueError(
+            f"labels must have shape ({n},) or ({n}, {l}) to go with the logits, got {list(labels.shape)}"
+        )
+    return n, l
+
+
+def check_whole(logits: Tensor | Logits, what: str) -> None:
+    """Refuse logits that never exist as a whole."""
+    if isinstance(logits, Logits):
+        raise TypeError(
+            f"{what} looks at all logits of the batch at once: it cannot be computed in chunks of labels"
+        )
 
 
 class _Description(Logits):
     """Hands the call itself back."""
 
-    shape = (1, 1)
+    def __init__(self, shape: tuple[int, int]) -> None:
+        self.shape = shape
 
     def run(self, labels: Tensor, call: Call) -> Call:
         return call
 
 
-def describe(loss: str | Loss) -> Call:
-    """The op's arguments for a loss given by name or as a module."""
+def describe(loss: str | Loss, shape: tuple[int, int] = (1, 1)) -> Call:
+    """The op's arguments for a loss of single entries, given by name or as a module, of logits of this shape."""
     module = make(loss) if isinstance(loss, str) else loss
     if not isinstance(module, Loss):
         raise TypeError(f"loss must be a name or a loss module of this package, got {type(module).__name__}")
+    problem = f"{type(module).__name__} is not a loss of one logit and its label alone"
     try:
-        call = module(_Description(), None)
-    except TypeError as error:
-        raise TypeError(f"{type(module).__name__} is not a loss of one logit and its label alone") from error
-    if not isinstance(call, Call) or call.kind != ELEMENTWISE:
-        raise TypeError(f"{type(module).__name__} is not a loss of one logit and its label alone")
+        call = module(_Description(shape), None)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        raise TypeError(problem) from error
+    alone = isinstance(call, Call) and call.kind == ELEMENTWISE and call.lam == 0
+    if not alone or call.negatives is not None or call.threshold is not None:
+        raise TypeError(problem)
     return call
 
 
@@ -123,16 +158,20 @@ class Loss(nn.Module):
     whose keyword arguments are those of the constructor.
 
     Attributes:
+        inputs: names of what the module must be called with.
         hyper: the hyper-parameters in force, by name.
         epoch: the epoch that they are of, counted from 1.
         schedules: those of them that are schedules, by name.
     """
 
     function: ClassVar[Callable[..., Tensor]]
+    inputs: ClassVar[tuple[str, ...]]
     name: ClassVar[str]
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        forward = list(inspect.signature(cls.forward).parameters.values())[1:]
+        cls.inputs = tuple(p.name for p in forward if p.default is p.empty)
         if name is None:
             return
         cls.name = name
@@ -160,6 +199,9 @@ class Loss(nn.Module):
         self.register_buffer("class_weight", class_weight, persistent=False)
         self.schedules: dict[str, Schedule] = {n: v for n, v in hyper.items() if isinstance(v, Schedule)}
         self.hyper: dict[str, Any] = dict(hyper)
+        # The same for compiled graphs, which would be compiled anew for every epoch's numbers but not for tensors.
+        # A schedule of switches (bool) stays one: two graphs.
+        self._compiled_hyper: dict[str, Any] = dict(hyper)
         if self.schedules:
             self.register_buffer("_epoch", torch.tensor(1))
         self.set_epoch(1)
@@ -170,7 +212,15 @@ class Loss(nn.Module):
             raise ValueError(f"epochs are counted from 1, got {epoch}")
         self.epoch = int(epoch)
         for name, schedule in self.schedules.items():
-            self.hyper[name] = schedule(self.epoch)
+            value = schedule(self.epoch)
+            self.hyper[name] = value
+            tensor = self._compiled_hyper[name]
+            if isinstance(value, bool):
+                self._compiled_hyper[name] = value
+            elif isinstance(tensor, Tensor):
+                tensor.fill_(value)
+            else:
+                self._compiled_hyper[name] = torch.tensor(value, dtype=torch.float64, device="cpu")
         if self.schedules:
             self._epoch.fill_(self.epoch)
 
@@ -181,7 +231,11 @@ class Loss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of ``logits`` (N, L) for ``labels`` (N,) or (N, L)."""
-        return self.function(logits, labels, class_weight=self._buffers["class_weight"], **self.hyper)
+        return self.function(logits, labels, class_weight=self._buffers["class_weight"], **self.current_hyper())
+
+    def current_hyper(self) -> dict[str, Any]:
+        """Keyword arguments of the function."""
+        return self._compiled_hyper if self.schedules and torch.compiler.is_compiling() else self.hyper
 
     def extra_repr(self) -> str:
         return ", ".join(f"{n}={self.schedules.get(n, v)!r}" for n, v in self.hyper.items())
@@ -201,18 +255,20 @@ def make(name: str, **hyper: Any) -> Loss:
 
 
 # --- checks of hyper-parameters -------------------------------------------------------------------
+#
+# A tensor is a scheduled number in a graph that is being compiled; its values are not known then.
 
 
 def at_least(name: str, value: float, lowest: float) -> None:
-    if not value >= lowest:
+    if not isinstance(value, Tensor) and not value >= lowest:
         raise ValueError(f"{name} must be at least {lowest:g}, got {value}")
 
 
 def positive(name: str, value: float) -> None:
-    if not value > 0:
+    if not isinstance(value, Tensor) and not value > 0:
         raise ValueError(f"{name} must be positive, got {value}")
 
 
 def in_unit_interval(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
+    if not isinstance(value, Tensor) and not 0 <= value <= 1:
         raise ValueError(f"{name} must be between 0 and 1, got {value}")

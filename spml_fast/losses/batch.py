@@ -18,6 +18,8 @@ from .base import (
     ROLE,
     Loss,
     at_least,
+    check_inputs,
+    check_whole,
     describe,
     in_unit_interval,
     run,
@@ -67,15 +69,16 @@ def pns_loss(
     The draw is Philox 4x32-10 with key ``seed`` and counter (row, ``step``): the same on CPU and GPU. ``step`` is
     a number or an int64 tensor of shape (1,) on the logits' device, which a CUDA graph can change between replays.
     """
+    columns = check_inputs(logits, labels)[1]
     if not isinstance(step, Tensor):
         step = torch.tensor([step], device=labels.device)
-    negatives = _ops.draw_unobserved(labels, logits.shape[1], seed, step)
+    negatives = _ops.draw_unobserved(labels, columns, seed, step)
     return run(logits, labels, "iu", negatives=negatives, eps=eps, class_weight=class_weight, reduction=reduction)
 
 
 class PNSLoss(Loss, name="pns"):
-    """Module form of :func:`pns_loss`; counts the steps itself. Give the ranks of a distributed job different
-    seeds.
+    """Module form of :func:`pns_loss`; counts the steps itself, in training mode. Give the ranks of a distributed
+    job different seeds.
 
     Attributes:
         step: (1,) int64, batches seen so far; part of the state dict.
@@ -88,8 +91,11 @@ class PNSLoss(Loss, name="pns"):
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        value = pns_loss(logits, labels, step=self.step.clone(), class_weight=self.class_weight, **self.hyper)
-        self.step += 1
+        value = pns_loss(
+            logits, labels, step=self.step.clone(), class_weight=self.class_weight, **self.current_hyper()
+        )
+        if self.training:
+            self.step += 1
         return value
 
 
@@ -130,6 +136,8 @@ def expected_positives(*logits: Tensor, group: dist.ProcessGroup | None = None) 
         (number of tensors,) float64 without gradient: what ``k_hat`` of :func:`epr_loss` and :func:`role_loss`
         takes.
     """
+    for z in logits:
+        check_whole(z, "k_hat of all processes")
     sums = [_ops.sum_probabilities(z.detach()) for z in logits]
     rows = torch.full((1,), float(logits[0].shape[0]), dtype=torch.float64, device=logits[0].device)
     total = torch.cat([*sums, rows])
@@ -187,7 +195,7 @@ class EPRLoss(Loss, name="epr"):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         k_hat = expected_positives(logits) if self.sync else None
-        return epr_loss(logits, labels, k_hat=k_hat, class_weight=self.class_weight, **self.hyper)
+        return epr_loss(logits, labels, k_hat=k_hat, class_weight=self.class_weight, **self.current_hyper())
 
 
 # --- ROLE -----------------------------------------------------------------------------------------
@@ -229,7 +237,7 @@ def role_loss(
     if loss == "an":
         name, hyper = "an", ()
     else:
-        call = describe(loss)
+        call = describe(loss, check_inputs(logits, labels))
         name, hyper = _NAMES[call.loss], call.hyper
     return run(
         logits, labels, name, hyper, kind=ROLE, aux=table, index=index, lam=lam, k_hat=k_hat,
@@ -261,7 +269,9 @@ class ROLELoss(Loss, name="role"):
         k_hat = None
         if self.sync:
             k_hat = expected_positives(logits, table if index is None else table[index])
-        return role_loss(logits, labels, table, index, k_hat=k_hat, class_weight=self.class_weight, **self.hyper)
+        return role_loss(
+            logits, labels, table, index, k_hat=k_hat, class_weight=self.class_weight, **self.current_hyper()
+        )
 
 
 # --- large losses ---------------------------------------------------------------------------------
@@ -274,18 +284,23 @@ def _large_loss(
     flip: bool,
     flips: Tensor | None,
     index: Tensor | None,
+    remember: bool,
     class_weight: Tensor | None,
     reduction: str,
 ) -> Tensor:
     in_unit_interval("share", share)
-    k = math.ceil(logits.shape[0] * logits.shape[1] * share)
+    check_whole(logits, "the selection of large losses")
+    check_inputs(logits, labels)
     z = logits.detach()
-    threshold = _ops.large_loss_threshold(z, labels, flips, index, k)
+    if isinstance(share, Tensor):
+        threshold = _ops.large_loss_threshold(z, labels, flips, index, 0.0, share)
+    else:
+        threshold = _ops.large_loss_threshold(z, labels, flips, index, share)
     value = run(
         logits, labels, "large_loss", (float(flip),), threshold=threshold, aux=flips, index=index,
         class_weight=class_weight, reduction=reduction,
     )  # fmt: skip
-    if flips is not None:
+    if remember:
         _ops.flip_labels(z, labels, flips, index, threshold)
     return value
 
@@ -306,7 +321,7 @@ def ll_r_loss(
     Ties with the last of them are rejected too. The selection is a radix search over the logits, without a copy,
     a sort or a host synchronisation.
     """
-    return _large_loss(logits, labels, share, False, None, None, class_weight, reduction)
+    return _large_loss(logits, labels, share, False, None, None, False, class_weight, reduction)
 
 
 @documented()
@@ -319,9 +334,8 @@ def ll_ct_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """Large loss correction, temporary (Kim et al., CVPR 2022): as :func:`ll_r_loss`, but those labels are taken
-    for
-    positives in this step: -log p."""
-    return _large_loss(logits, labels, share, True, None, None, class_weight, reduction)
+    for positives in this step: -log p."""
+    return _large_loss(logits, labels, share, True, None, None, False, class_weight, reduction)
 
 
 @documented()
@@ -332,6 +346,7 @@ def ll_cp_loss(
     index: Tensor,
     *,
     share: float,
+    remember: bool = True,
     class_weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
@@ -339,10 +354,14 @@ def ll_cp_loss(
     positives.
 
     Args:
+        remember: write the labels that change now into ``flips``.
         flips: (R, L) uint8, contiguous: 1 where a label of the training set was flipped. **Changed in place.**
         index: (N,) int64, the row of ``flips`` for each row of the batch.
     """
-    return _large_loss(logits, labels, share, True, flips, index, class_weight, reduction)
+    for name, value in (("flips", flips), ("index", index)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
+    return _large_loss(logits, labels, share, True, flips, index, remember, class_weight, reduction)
 
 
 class LLRLoss(Loss, name="ll_r"):
@@ -370,7 +389,7 @@ class LLCtLoss(Loss, name="ll_ct"):
 
 class LLCpLoss(Loss, name="ll_cp"):
     """Module form of :func:`ll_cp_loss`; called with (logits, labels, index). From epoch 2 on the share is
-    ``delta``.
+    ``delta``. Only training mode remembers.
 
     Args:
         n_samples, n_labels: size of the training set's labels.
@@ -395,7 +414,10 @@ class LLCpLoss(Loss, name="ll_cp"):
         self.register_buffer("flips", torch.zeros(n_samples, n_labels, dtype=torch.uint8))
 
     def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        return ll_cp_loss(logits, labels, self.flips, index, class_weight=self.class_weight, **self.hyper)
+        return ll_cp_loss(
+            logits, labels, self.flips, index, remember=self.training, class_weight=self.class_weight,
+            **self.current_hyper(),
+        )  # fmt: skip
 
 
 # --- pseudo-labels --------------------------------------------------------------------------------
@@ -466,7 +488,9 @@ class EMAPLLoss(Loss, name="em_apl"):
         self.register_buffer("pseudo_labels", torch.full((n_samples, n_labels), -1.0))
 
     def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        return em_apl_loss(logits, labels, self.pseudo_labels, index, class_weight=self.class_weight, **self.hyper)
+        return em_apl_loss(
+            logits, labels, self.pseudo_labels, index, class_weight=self.class_weight, **self.current_hyper()
+        )
 
     @torch.no_grad()
     def update(self, probabilities: Tensor, labels: Tensor) -> int:
@@ -497,10 +521,10 @@ class EMAPLLoss(Loss, name="em_apl"):
             unobserved = labels == 0
         per_class = (self.theta * unobserved.sum(0) / (self.epochs - self.warmup)).long()
         candidates = probabilities.float().masked_fill(~(unobserved & (store < 0)), torch.inf)
-        order = candidates.argsort(dim=0)
+        order = candidates.argsort(dim=0, stable=True)
         rank = order.argsort(dim=0)
         chosen = (rank < per_class) & candidates.isfinite()
-        store[chosen] = candidates[chosen]
+        store[chosen] = candidates[chosen].to(store.dtype)
         return int(chosen.sum())
 
 
@@ -571,4 +595,6 @@ class GPRLoss(Loss, name="gpr"):
     def forward(
         self, logits: Tensor, labels: Tensor, pseudo_labels: Tensor, index: Tensor | None = None
     ) -> Tensor:
-        return gpr_loss(logits, labels, pseudo_labels, index, class_weight=self.class_weight, **self.hyper)
+        return gpr_loss(
+            logits, labels, pseudo_labels, index, class_weight=self.class_weight, **self.current_hyper()
+        )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from .base import Loss, at_least, in_unit_interval, positive, run
+from .base import Loss, at_least, check_inputs, in_unit_interval, positive, run
 from .schedules import From, Linear, Schedule
 
 __all__ = [
@@ -231,7 +231,7 @@ def wan_loss(
     as its one positive.
     """
     if negative_weight is None:
-        negative_weight = 1 / max(logits.shape[1] - 1, 1)
+        negative_weight = 1 / max(check_inputs(logits, labels)[1] - 1, 1)
     at_least("negative_weight", negative_weight, 0)
     return run(logits, labels, "wan", (negative_weight,), eps=eps, class_weight=class_weight, reduction=reduction)
 
@@ -393,7 +393,7 @@ class ASLLoss(Loss, name="asl"):
 
 
 def _gr_hyper(w: float, b: float, mu: float, sigma: float, q: Sequence[float]) -> tuple[float, ...]:
-    if len(q) != 3:
+    if not isinstance(q, Sequence) or len(q) != 3:
         raise ValueError(f"q must be the three exponents (q1, q2, q3), got {q!r}")
     q1, q2, q3 = q
     if not (q1 >= 0 and q2 >= 0 and q3 >= 0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .. import _ops
@@ -23,7 +24,12 @@ class _LinearLogits(Logits):
         self.shape = (x.shape[0], weight.shape[0])
 
     def run(self, labels: Tensor, call: Call) -> Any:
-        return _ops.linear_loss(self.x, self.weight, self.bias, labels, *call)
+        tensors = (self.x, self.weight, self.bias)
+        kind = self.x.device.type
+        if torch.is_autocast_enabled(kind):  # as torch.nn.functional.linear does
+            dtype = torch.get_autocast_dtype(kind)
+            tensors = tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+        return _ops.linear_loss(*tensors, labels, *call)
 
 
 def _shape(value: object) -> str:
@@ -57,4 +63,11 @@ def fused_linear_loss(
     module = make(loss) if isinstance(loss, str) else loss
     if not isinstance(module, Loss):
         raise TypeError(f"loss must be a name or a loss module of this package, got {type(module).__name__}")
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
+    if len(module.inputs) > 2:
+        raise TypeError(
+            f"{type(module).__name__} is called with {', '.join(module.inputs)} and cannot be computed in chunks "
+            "of labels"
+        )
     return module(_LinearLogits(x, weight, bias), labels)

@@ -11,7 +11,9 @@
 #define __global__
 #define __device__
 #define __host__
+#ifndef __shared__  // `static` where a kernel declares its shared arrays itself: all threads see the same one
 #define __shared__
+#endif
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __align__(n) __attribute__((aligned(n)))
@@ -27,6 +29,7 @@ inline std::barrier<>* block_barrier = nullptr;
 
 inline void __syncthreads() { block_barrier->arrive_and_wait(); }
 inline void __syncwarp() { __syncthreads(); }  // stronger than needed; every thread of a block must reach it
+inline void __threadfence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
 inline int __ffsll(long long bits) { return __builtin_ffsll(bits); }
 
 inline long long atomicMin(long long* address, long long value) {
@@ -36,6 +39,16 @@ inline long long atomicMin(long long* address, long long value) {
   }
   return seen;
 }
+
+inline unsigned atomicAdd(unsigned* address, unsigned value) {
+  return std::atomic_ref<unsigned>(*address).fetch_add(value);
+}
+
+inline unsigned long long atomicAdd(unsigned long long* address, unsigned long long value) {
+  return std::atomic_ref<unsigned long long>(*address).fetch_add(value);
+}
+
+inline bool last_block_first = false;  // blocks may run in any order
 
 template <class Kernel>
 void launch(Dim3 grid, unsigned threads, Kernel kernel) {
@@ -48,7 +61,7 @@ void launch(Dim3 grid, unsigned threads, Kernel kernel) {
       threadIdx = {t, 0, 0};
       for (unsigned y = 0; y < grid.y; ++y) {
         for (unsigned x = 0; x < grid.x; ++x) {
-          blockIdx = {x, y, 0};
+          blockIdx = last_block_first ? Dim3{grid.x - 1 - x, grid.y - 1 - y, 0} : Dim3{x, y, 0};
           kernel();
           __syncthreads();  // blocks share one piece of "shared memory"
         }

@@ -114,7 +114,7 @@ def _role_entries(z, s, aux, eps, loss=None):
 
 
 def _rows(z):
-    return torch.arange(z.shape[0], device=z.device)
+    return torch.arange(z.shape[0] if z.dim() else 1, device=z.device)
 
 
 def _ll_k(z):
