@@ -1,6 +1,7 @@
 // Argument checks, autograd and the choice between CPU and CUDA for the loss ops.
 #include "losses/losses.h"
 
+#include <array>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -184,6 +185,11 @@ void report_earlier([[maybe_unused]] const Tensor& t) {
 #endif
 }
 
+// float16 holds no 1 / (N L): there the mean's gradient is that of the sum until backward multiplies it.
+bool lacks_mean(const Tensor& logits, int64_t reduction) {
+  return logits.scalar_type() == at::kHalf && reduction == kMean;
+}
+
 // A hyper-parameter that stands in a tensor.
 double number(const Tensor& t) {
   TORCH_CHECK_VALUE(t.is_cpu() && t.scalar_type() == at::kDouble && t.numel() == 1, kOp,
@@ -291,8 +297,7 @@ Launch check_loss(const Tensor& logits, const Arguments& a, int64_t columns) {
   }
 
   const double entries = static_cast<double>(p.rows) * static_cast<double>(columns);
-  // float16 holds no 1 / (N L): there the mean's gradient is that of the sum until backward multiplies it.
-  const bool later = a.reduction == kMean && logits.scalar_type() == at::kHalf;
+  const bool later = lacks_mean(logits, a.reduction);
   const bool of_sum = a.reduction == kSum || later;
   p.scale = a.reduction == kMean && !later ? 1.0 / entries : 1.0;
   p.out_scale = later ? 1.0 / entries : 1.0;
@@ -647,61 +652,49 @@ Tensor weigh_rankings(const Tensor& grad, const Tensor& by, const Arguments& a) 
   return at::where(positive, grad.to(compute) * by.to(compute), grad.to(compute) * share).to(grad.scalar_type());
 }
 
-// What a loss was computed from, as it was.
-class Versions {
- public:
-  Versions(std::initializer_list<OptionalTensor> inputs, const Arguments& a) {
-    for (const OptionalTensor& t : inputs) {
-      add(t);
-    }
-    for (const OptionalTensor& t : {OptionalTensor(a.labels), a.class_weight, a.index, a.negatives, a.threshold, a.k_hat}) {
-      add(t);
-    }
-    if (a.loss != kLoss_large_loss) {  // which flips labels after the loss is computed
-      add(a.aux);
-    }
-  }
-  void check() const {
-    for (const auto& [t, version] : seen_) {
-      TORCH_CHECK(t._version() == version, "a tensor that a loss of spml_fast was computed from has been modified in "
-                                           "place; a second backward would need it as it was");
-    }
-  }
+// How often everything that a loss is computed from has been modified in place.
+using Versions = std::array<int64_t, 10>;
 
- private:
-  void add(const OptionalTensor& t) {
-    if (t.has_value() && !t->is_inference()) {
-      seen_.emplace_back(*t, t->_version());
-    }
-  }
-  c10::SmallVector<std::pair<Tensor, int64_t>, 8> seen_;
-};
-
-void check_differentiable(std::initializer_list<OptionalTensor> inputs, const Arguments& a) {
-  for (const OptionalTensor& t : inputs) {
-    TORCH_CHECK_NOT_IMPLEMENTED(!t.has_value() || !t->_fw_grad(/*level=*/0).defined(),
-                                "the losses of spml_fast have no forward-mode derivative");
-  }
-  const auto constant = [](const OptionalTensor& t, const char* name) {
-    TORCH_CHECK_VALUE(!t.has_value() || !t->requires_grad(), kOp, ": ", name, " requires a gradient, which no loss gives "
-                      "it; pass ", name, ".detach()");
-  };
-  if (at::GradMode::is_enabled()) {
-    constant(a.labels, "labels");
-    constant(a.class_weight, "class_weight");
-    if (a.kind != static_cast<int64_t>(LossKind::kRole)) {
-      constant(a.aux, "the second matrix");
-    }
-  }
+Versions versions_of(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const Arguments& a) {
+  const auto version = [](const Tensor& t) { return t.is_inference() ? 0 : static_cast<int64_t>(t._version()); };
+  const auto version_if = [&](const OptionalTensor& t) { return t.has_value() ? version(*t) : 0; };
+  return {version(x),
+          version_if(weight),
+          version_if(bias),
+          version(a.labels),
+          version_if(a.class_weight),
+          a.loss == kLoss_large_loss ? 0 : version_if(a.aux),  // that flips labels after the loss is computed
+          version_if(a.index),
+          version_if(a.negatives),
+          version_if(a.threshold),
+          version_if(a.k_hat)};
 }
 
-// The factor that gradients of float16 still lack; see check_loss.
-std::optional<c10::SymFloat> factor_of(const Tensor& like, const c10::SymInt& rows, const c10::SymInt& columns,
-                                       int64_t reduction) {
-  if (like.scalar_type() != at::kHalf || reduction != kMean) {
-    return std::nullopt;
+void check_unmodified(const Versions& then, const Versions& now) {
+  TORCH_CHECK(then == now, "a tensor that a loss of spml_fast was computed from has been modified in place; a second "
+                           "backward would need it as it was");
+}
+
+void check_no_tangent(const Tensor& t) {
+  TORCH_CHECK_NOT_IMPLEMENTED(!t._fw_grad(/*level=*/0).defined(),
+                              "the losses of spml_fast have no forward-mode derivative");
+}
+
+// That no gradient is expected where there is none to give.
+void check_constants(const Arguments& a) {
+  const auto check = [](const Tensor& t, const char* name) {
+    TORCH_CHECK_VALUE(!t.requires_grad(), kOp, ": ", name, " requires a gradient, which no loss gives it; pass ", name,
+                      ".detach()");
+  };
+  if (at::GradMode::is_enabled()) {
+    check(a.labels, "labels");
+    if (a.class_weight.has_value()) {
+      check(*a.class_weight, "class_weight");
+    }
+    if (a.aux.has_value() && a.kind != static_cast<int64_t>(LossKind::kRole)) {
+      check(*a.aux, "the second matrix");
+    }
   }
-  return c10::SymFloat(1.0) / static_cast<c10::SymFloat>(rows * columns);
 }
 
 #define SPML_FORWARD                                                                                        \
@@ -712,8 +705,9 @@ Tensor loss_autograd(const Tensor& logits, SPML_ARGUMENT_LIST) {
   const bool role = kind == static_cast<int64_t>(LossKind::kRole);
   const bool table_learns = role && aux.has_value() && aux->requires_grad();
   const bool differentiate = at::GradMode::is_enabled() && (logits.requires_grad() || table_learns);
-  const Arguments a = SPML_ARGUMENTS;
-  check_differentiable({logits, aux}, a);
+  Arguments a = SPML_ARGUMENTS;
+  check_no_tangent(logits);
+  check_constants(a);
   if (!differentiate) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("spml_fast::loss", "")
@@ -731,33 +725,39 @@ Tensor loss_autograd(const Tensor& logits, SPML_ARGUMENT_LIST) {
   {
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [value, grad, aux_grad] = op.call(logits, SPML_FORWARD);
-    result = value;
-    node->grads = {grad};
+    result = std::move(value);
+    node->grads.reserve(2);
+    node->grads.push_back(std::move(grad));
     if (table_learns) {
-      node->grads.push_back(aux_grad);
+      node->grads.push_back(std::move(aux_grad));
       node->index = index;
       node->table_rows = aux->size(0);
       node->sparse = sparse;
     }
   }
-  node->compute_anew = [logits, a, versions = Versions({logits}, a), table_learns]() -> std::vector<Tensor> {
-    versions.check();
-    at::AutoDispatchBelowADInplaceOrView guard;
-    auto [value, grad, aux_grad] = op.call(logits, SPML_FORWARD);
-    return table_learns ? std::vector<Tensor>{grad, aux_grad} : std::vector<Tensor>{grad};
-  };
   node->of_entries = reduction == kNone;
   if (node->of_entries && kind == static_cast<int64_t>(LossKind::kRanking)) {
     node->weigh_entries = [a](const Tensor& grad, const Tensor& by) { return weigh_rankings(grad, by, a); };
   }
-  node->factor = factor_of(logits, logits.sym_size(0), logits.sym_size(1), reduction);
+  if (lacks_mean(logits, reduction)) {
+    node->factor = c10::SymFloat(1.0) / static_cast<c10::SymFloat>(logits.sym_numel());
+  }
+  const Versions versions = versions_of(logits, std::nullopt, std::nullopt, a);
+  node->compute_anew = [logits, a = std::move(a), versions, table_learns]() -> std::vector<Tensor> {
+    check_unmodified(versions, versions_of(logits, std::nullopt, std::nullopt, a));
+    at::AutoDispatchBelowADInplaceOrView guard;
+    auto [value, grad, aux_grad] = op.call(logits, SPML_FORWARD);
+    return table_learns ? std::vector<Tensor>{grad, aux_grad} : std::vector<Tensor>{grad};
+  };
   torch::autograd::set_history(result, node);
   return result;
 }
 
 Tensor linear_loss_autograd(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, SPML_ARGUMENT_LIST) {
-  const Arguments a = SPML_ARGUMENTS;
-  check_differentiable({x, weight, bias}, a);
+  Arguments a = SPML_ARGUMENTS;
+  check_no_tangent(x);
+  check_no_tangent(weight);
+  check_constants(a);
   const bool differentiate =
       at::GradMode::is_enabled() &&
       (x.requires_grad() || weight.requires_grad() || (bias.has_value() && bias->requires_grad()));
@@ -781,9 +781,12 @@ Tensor linear_loss_autograd(const Tensor& x, const Tensor& weight, const Optiona
     result = value;
     node->grads = {grad_x, grad_weight, grad_bias};
   }
-  node->factor = factor_of(x, x.sym_size(0), weight.sym_size(0), reduction);
-  node->compute_anew = [x, weight, bias, a, versions = Versions({x, weight, bias}, a)]() -> std::vector<Tensor> {
-    versions.check();
+  if (lacks_mean(x, reduction)) {
+    node->factor = c10::SymFloat(1.0) / static_cast<c10::SymFloat>(x.sym_size(0) * weight.sym_size(0));
+  }
+  const Versions versions = versions_of(x, weight, bias, a);
+  node->compute_anew = [x, weight, bias, a = std::move(a), versions]() -> std::vector<Tensor> {
+    check_unmodified(versions, versions_of(x, weight, bias, a));
     at::AutoDispatchBelowADInplaceOrView guard;
     auto [value, grad_x, grad_weight, grad_bias] = op.call(x, weight, bias, SPML_FORWARD);
     return {grad_x, grad_weight, grad_bias};

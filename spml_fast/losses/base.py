@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from .. import _ops
 from .schedules import Schedule
@@ -71,13 +72,14 @@ def run(
     if eps != 0 and not 0 < eps < 1:
         raise ValueError(f"eps must be at least 0 and less than 1, got {eps}")
     loss, mode = _ops.losses[name], REDUCTIONS[reduction]
-    scheduled = [value for value in hyper if isinstance(value, Tensor)] or None
-    if scheduled is not None:
+    compiling, scheduled = is_compiling(), None
+    if compiling:
+        scheduled = [value for value in hyper if isinstance(value, Tensor)]
         hyper = [math.nan if isinstance(value, Tensor) else value for value in hyper]
     if isinstance(logits, Tensor):
         if not isinstance(labels, Tensor):
             raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
-        op = _ops.loss if torch.compiler.is_compiling() else _ops.loss_unparsed
+        op = _ops.loss if compiling else _ops.loss_unparsed
         # Positional: names cost a small batch more than its loss.
         return op(
             logits, labels, kind, loss, hyper, eps, mode, class_weight, aux, index, negatives, threshold, lam,
@@ -235,7 +237,7 @@ class Loss(nn.Module):
 
     def current_hyper(self) -> dict[str, Any]:
         """Keyword arguments of the function."""
-        return self._compiled_hyper if self.schedules and torch.compiler.is_compiling() else self.hyper
+        return self._compiled_hyper if self.schedules and is_compiling() else self.hyper
 
     def extra_repr(self) -> str:
         return ", ".join(f"{n}={self.schedules.get(n, v)!r}" for n, v in self.hyper.items())

@@ -393,9 +393,10 @@ class ASLLoss(Loss, name="asl"):
 
 
 def _gr_hyper(w: float, b: float, mu: float, sigma: float, q: Sequence[float]) -> tuple[float, ...]:
-    if not isinstance(q, Sequence) or len(q) != 3:
-        raise ValueError(f"q must be the three exponents (q1, q2, q3), got {q!r}")
-    q1, q2, q3 = q
+    try:
+        q1, q2, q3 = q
+    except (TypeError, ValueError):
+        raise ValueError(f"q must be the three exponents (q1, q2, q3), got {q!r}") from None
     if not (q1 >= 0 and q2 >= 0 and q3 >= 0):
         raise ValueError(f"the exponents q must not be negative, got {tuple(q)}")
     positive("sigma", sigma)
