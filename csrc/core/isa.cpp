@@ -27,7 +27,8 @@ const CpuKernels& choose() {
     return kCpuAvx2;
   }
 #else
-  TORCH_CHECK(name.empty() || name == "baseline", "SPML_FAST_ISA=", name, ": only baseline exists on this architecture");
+  TORCH_CHECK(name.empty() || name == "baseline", "SPML_FAST_ISA=", name,
+              ": only baseline exists on this architecture");
 #endif
   return kCpuBaseline;
 }

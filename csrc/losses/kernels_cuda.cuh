@@ -319,7 +319,8 @@ __global__ void __launch_bounds__(kLossThreads)
   }
 }
 
-// table[index[r]] += rows[r], where the table was zero. A block a row; of rows with the same index the first adds them all up, in order.
+// table[index[r]] += rows[r], where the table was zero. A block a row; of rows with the same index the first adds them
+// all up, in order.
 template <class T>
 __global__ void __launch_bounds__(kLossThreads)
     scatter_rows_kernel(const T* rows, const int64_t* index, int64_t n_rows, int64_t n_columns, T* table,

@@ -62,7 +62,7 @@ struct Arguments {
   double lam, expected_positives;
   OptionalTensor k_hat;  // (1,) float64
   bool sparse;           // of the table's gradient
-  std::vector<Tensor> scheduled;  // numbers on the CPU, in place of the NaNs in hyper: what compiled graphs must read anew
+  std::vector<Tensor> scheduled;  // in place of the NaNs in hyper: numbers that a compiled graph must read anew
 };
 
 #define SPML_ARGUMENT_LIST                                                                                     \
@@ -148,8 +148,8 @@ Labels check_labels(const Tensor& logits, const Tensor& labels, const OptionalTe
     view.positives = labels.const_data_ptr<int64_t>();
   } else {
     TORCH_CHECK_VALUE(labels.dim() == 2 && labels.size(0) == rows && labels.size(1) == columns, kOp,
-                      ": labels must have shape (", rows, ",) or (", rows, ", ", columns, ") to go with the logits, got ",
-                      labels.sizes());
+                      ": labels must have shape (", rows, ",) or (", rows, ", ", columns,
+                      ") to go with the logits, got ", labels.sizes());
     view.matrix = matrix_of(labels, "labels");
   }
   if (negatives.has_value()) {
@@ -193,8 +193,8 @@ bool lacks_mean(const Tensor& logits, int64_t reduction) {
 // A hyper-parameter that stands in a tensor.
 double number(const Tensor& t) {
   TORCH_CHECK_VALUE(t.is_cpu() && t.scalar_type() == at::kDouble && t.numel() == 1, kOp,
-                    ": a scheduled hyper-parameter must be one float64 on the CPU, got ", t.scalar_type(), " ", t.sizes(),
-                    " on ", t.device());
+                    ": a scheduled hyper-parameter must be one float64 on the CPU, got ", t.scalar_type(), " ",
+                    t.sizes(), " on ", t.device());
   return *t.const_data_ptr<double>();
 }
 
@@ -245,8 +245,8 @@ Launch check_loss(const Tensor& logits, const Arguments& a, int64_t columns) {
       p.hyper[i] = number(a.scheduled[given++]);
     }
   }
-  TORCH_CHECK_VALUE(given == a.scheduled.size(), kOp, ": ", a.scheduled.size(), " scheduled hyper-parameters for ", given,
-                    " that are NaN");
+  TORCH_CHECK_VALUE(given == a.scheduled.size(), kOp, ": ", a.scheduled.size(), " scheduled hyper-parameters for ",
+                    given, " that are NaN");
   if (p.loss == kLoss_gr && p.hyper[4] == 0 && p.hyper[5] != 0 && p.hyper[5] != 1 && p.hyper[6] == 1) {
     p.loss = kLoss_gr_standard;
   }
@@ -269,7 +269,8 @@ Launch check_loss(const Tensor& logits, const Arguments& a, int64_t columns) {
     launch.class_weight = a.class_weight->to(compute).contiguous();
     p.class_weight = launch.class_weight.const_data_ptr();
   }
-  const bool needs_aux = role || (p.kind == LossKind::kElementwise && kTraits[p.loss].aux && a.loss != kLoss_large_loss);
+  const bool reads_aux = p.kind == LossKind::kElementwise && kTraits[p.loss].aux;
+  const bool needs_aux = role || (reads_aux && a.loss != kLoss_large_loss);
   TORCH_CHECK_VALUE(a.aux.has_value() || !needs_aux, kOp, ": this loss needs a second matrix beside the labels (table, "
                     "full_labels or pseudo_labels), got none");
   TORCH_CHECK_VALUE(!role || !kTraits[p.loss].aux, kOp,
@@ -402,7 +403,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> run_linear_loss(const Tensor& x, cons
   Tensor loss = at::zeros({}, x.options().dtype(compute));
   Tensor grad_x = at::zeros(with_grad ? x.sizes() : at::IntArrayRef{0}, x.options().dtype(compute));
   const bool nothing = rows == 0 || columns == 0;  // no chunk will write these
-  const auto allocate = [&](at::IntArrayRef sizes) { return nothing ? at::zeros(sizes, x.options()) : at::empty(sizes, x.options()); };
+  const auto allocate = [&](at::IntArrayRef sizes) {
+    return nothing ? at::zeros(sizes, x.options()) : at::empty(sizes, x.options());
+  };
   Tensor grad_weight = allocate(with_grad ? weight.sizes() : at::IntArrayRef{0});
   Tensor grad_bias = allocate({with_grad && bias.has_value() ? columns : 0});
   const int64_t chunk = std::min(
@@ -569,7 +572,7 @@ auto make_node() {
 
 // The gradients exist when forward returns; backward multiplies them by the incoming gradient, in place.
 struct LossBackward : public Node {
-  std::vector<Tensor> grads;                          // of the mean or sum, or of each entry; taken by the first backward
+  std::vector<Tensor> grads;                          // taken by the first backward
   std::function<std::vector<Tensor>()> compute_anew;  // for every later one, with retain_graph
   bool of_entries = false;                            // reduction "none"
   std::function<Tensor(const Tensor& grad, const Tensor& by)> weigh_entries;  // where it is a row that costs
