@@ -122,10 +122,15 @@ def check_whole(logits: Tensor | Logits, what: str) -> None:
 
 
 class _Description(Logits):
-    """Hands the call itself back."""
+    """Hands the call itself back, and remembers whether the shape was asked for."""
 
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self.shape = shape
+    def __init__(self, shape: tuple[int, int] = (1, 1)) -> None:
+        self._shape, self.asked = shape, False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        self.asked = True
+        return self._shape
 
     def run(self, labels: Tensor, call: Call) -> Call:
         return call
@@ -225,6 +230,16 @@ class Loss(nn.Module):
                 self._compiled_hyper[name] = torch.tensor(value, dtype=torch.float64, device="cpu")
         if self.schedules:
             self._epoch.fill_(self.epoch)
+        self._call = self._prepare_call() if type(self).forward is Loss.forward else None
+
+    def _prepare_call(self) -> tuple[tuple, tuple] | None:
+        """The op's arguments before and after the class weight, where they are the same for every batch."""
+        description = _Description()
+        try:
+            call = self.function(description, None, **self.hyper)
+        except TypeError:  # large losses have to be found first
+            return None
+        return None if description.asked else (call[:5], call[6:])
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -233,6 +248,11 @@ class Loss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of ``logits`` (N, L) for ``labels`` (N,) or (N, L)."""
+        if is_compiling() or self._call is None:
+            pass
+        elif isinstance(logits, Tensor) and isinstance(labels, Tensor):
+            before, after = self._call
+            return _ops.loss_unparsed(logits, labels, *before, self._buffers["class_weight"], *after)
         return self.function(logits, labels, class_weight=self._buffers["class_weight"], **self.current_hyper())
 
     def current_hyper(self) -> dict[str, Any]:
