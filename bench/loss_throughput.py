@@ -6,8 +6,8 @@
 Sections, each measured side by side:
 
 losses  every loss, called as a module, against the same loss as research code writes it (``reference.eager_*``:
-        sigmoid, boolean masks) and, for those named by --compile (default: gr), against ``torch.compile`` of the
-        formula written with ``where``; GR and ROLE at all sizes, the others at two
+        sigmoid, boolean masks) and, if named by --compile (default: all; with --quick: gr), against
+        ``torch.compile`` of the formula written with ``where``; GR and ROLE at all sizes, the others at two
 linear  ``fused_linear_loss`` against ``F.linear`` and the eager loss, for so many labels that logits are large
 
 All get the same dense floating-point labels, as research code has them; with --index-labels the fused losses
@@ -404,7 +404,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         (line,) = axes.plot(
             entries, [r["speedup_eager"] for r in mine], **style, label=f"{label}, over eager" if front else None
         )
-        if all(r["speedup_compile"] is not None for r in mine):
+        if front and all(r["speedup_compile"] is not None for r in mine):
             axes.plot(
                 entries,
                 [r["speedup_compile"] for r in mine],
@@ -453,7 +453,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Settings, Pa
     parser = option_parser("Time and memory of the losses.")
     parser.add_argument("--losses", nargs="+", metavar="NAME", help=f"some of: {', '.join(registry)}")
     parser.add_argument(
-        "--compile", nargs="*", default=["gr"], metavar="NAME", help="measure torch.compile for these"
+        "--compile", nargs="*", default=None, metavar="NAME", help="measure torch.compile for these"
     )
     parser.add_argument("--index-labels", action="store_true", help="give the fused losses (N,) labels")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw speed-up over size (needs matplotlib)")
@@ -461,11 +461,12 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Options, Settings, Pa
     options = read_options(parser, given)
     foreground_first = [*FOREGROUND, *(name for name in registry if name not in FOREGROUND)]
     names = given.losses or ([*FOREGROUND, *QUICK_LOSSES] if options.quick else foreground_first)
-    for name in [*names, *given.compile]:
+    compile = given.compile if given.compile is not None else ["gr"] if options.quick else names
+    for name in [*names, *compile]:
         if name not in registry:
             parser.error(f"no loss is called {name!r}; there are {', '.join(registry)}")
     shapes = list(choose_shapes(names, options))
-    return options, Settings(shapes, given.compile, given.index_labels), given.plot
+    return options, Settings(shapes, compile, given.index_labels), given.plot
 
 
 def main() -> None:

@@ -570,6 +570,33 @@ auto make_node() {
   }
 }
 
+// How often everything that a loss is computed from has been modified in place.
+using Versions = std::array<int64_t, 10>;
+
+int64_t version_of(const OptionalTensor& t) {
+  return t.has_value() && !t->is_inference() ? static_cast<int64_t>(t->_version()) : 0;
+}
+
+Versions versions_of(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const Arguments& a) {
+  const bool flips = a.loss == kLoss_large_loss;  // which changes aux after the loss is computed
+  return {version_of(x),
+          version_of(weight),
+          version_of(bias),
+          version_of(a.labels),
+          version_of(a.class_weight),
+          flips ? 0 : version_of(a.aux),
+          version_of(a.index),
+          version_of(a.negatives),
+          version_of(a.threshold),
+          version_of(a.k_hat)};
+}
+
+template <class T>
+void check_unmodified(const T& then, const T& now) {
+  TORCH_CHECK(then == now, "a tensor that a loss of spml_fast was computed from has been modified in place, and this "
+                           "backward needs it as it was");
+}
+
 // The gradients exist when forward returns; backward multiplies them by the incoming gradient, in place.
 struct LossBackward : public Node {
   std::vector<Tensor> grads;                          // taken by the first backward
@@ -578,6 +605,7 @@ struct LossBackward : public Node {
   std::function<Tensor(const Tensor& grad, const Tensor& by)> weigh_entries;  // where it is a row that costs
   std::optional<c10::SymFloat> factor;                // what the gradients still lack
   OptionalTensor index;                               // the second gradient is that of rows of a table
+  int64_t index_version = 0;
   int64_t table_rows = 0;
   bool sparse = false;
   bool released = false;
@@ -617,6 +645,7 @@ struct LossBackward : public Node {
   }
 
   Tensor table_grad(const Tensor& rows) const {
+    check_unmodified(index_version, version_of(index));
     const std::vector<int64_t> shape = {table_rows, rows.size(1)};
     if (sparse) {
       return at::sparse_coo_tensor(index->unsqueeze(0), rows, shape, rows.options().layout(at::kSparse));
@@ -653,29 +682,6 @@ Tensor weigh_rankings(const Tensor& grad, const Tensor& by, const Arguments& a) 
   const Tensor after = (weight * by.to(compute)).sum(1, /*keepdim=*/true);
   const Tensor share = at::where(before.gt(0), after / before, at::zeros_like(before));
   return at::where(positive, grad.to(compute) * by.to(compute), grad.to(compute) * share).to(grad.scalar_type());
-}
-
-// How often everything that a loss is computed from has been modified in place.
-using Versions = std::array<int64_t, 10>;
-
-Versions versions_of(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias, const Arguments& a) {
-  const auto version = [](const Tensor& t) { return t.is_inference() ? 0 : static_cast<int64_t>(t._version()); };
-  const auto version_if = [&](const OptionalTensor& t) { return t.has_value() ? version(*t) : 0; };
-  return {version(x),
-          version_if(weight),
-          version_if(bias),
-          version(a.labels),
-          version_if(a.class_weight),
-          a.loss == kLoss_large_loss ? 0 : version_if(a.aux),  // that flips labels after the loss is computed
-          version_if(a.index),
-          version_if(a.negatives),
-          version_if(a.threshold),
-          version_if(a.k_hat)};
-}
-
-void check_unmodified(const Versions& then, const Versions& now) {
-  TORCH_CHECK(then == now, "a tensor that a loss of spml_fast was computed from has been modified in place; a second "
-                           "backward would need it as it was");
 }
 
 void check_no_tangent(const Tensor& t) {
@@ -734,13 +740,17 @@ Tensor loss_autograd(const Tensor& logits, SPML_ARGUMENT_LIST) {
     if (table_learns) {
       node->grads.push_back(std::move(aux_grad));
       node->index = index;
+      node->index_version = version_of(index);
       node->table_rows = aux->size(0);
       node->sparse = sparse;
     }
   }
   node->of_entries = reduction == kNone;
   if (node->of_entries && kind == static_cast<int64_t>(LossKind::kRanking)) {
-    node->weigh_entries = [a](const Tensor& grad, const Tensor& by) { return weigh_rankings(grad, by, a); };
+    node->weigh_entries = [a, version = version_of(a.labels)](const Tensor& grad, const Tensor& by) {
+      check_unmodified(version, version_of(a.labels));
+      return weigh_rankings(grad, by, a);
+    };
   }
   if (lacks_mean(logits, reduction)) {
     node->factor = c10::SymFloat(1.0) / static_cast<c10::SymFloat>(logits.sym_numel());

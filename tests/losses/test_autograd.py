@@ -630,3 +630,12 @@ def test_pseudo_labels_of_a_module_of_another_dtype(device):
             chosen = module.pseudo_labels >= 0
             assert added == int(chosen.sum()) == 20 * int(0.9 * ROWS / 2)
             assert torch.equal(module.pseudo_labels[chosen], p[chosen].float().to(store))
+
+
+def test_index_of_the_table_must_stay_until_backward(device):
+    z, table = torch.randn(4, 5, device=device), torch.randn(9, 5, device=device, requires_grad=True)
+    labels, index = torch.tensor([0, 1, 2, -1], device=device), torch.arange(4, device=device)
+    value = losses.role_loss(z, labels, table, index, expected_positives=K)
+    index += 4
+    with pytest.raises(RuntimeError, match="modified in place"):
+        value.backward()
