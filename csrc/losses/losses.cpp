@@ -681,7 +681,8 @@ Tensor weigh_rankings(const Tensor& grad, const Tensor& by, const Arguments& a) 
   const Tensor before = weight.sum(1, /*keepdim=*/true);
   const Tensor after = (weight * by.to(compute)).sum(1, /*keepdim=*/true);
   const Tensor share = at::where(before.gt(0), after / before, at::zeros_like(before));
-  return at::where(positive, grad.to(compute) * by.to(compute), grad.to(compute) * share).to(grad.scalar_type());
+  const Tensor out = at::where(positive, grad.to(compute) * by.to(compute), grad.to(compute) * share);
+  return out.to(grad.scalar_type()).contiguous();  // labels may have lent it their strides
 }
 
 void check_no_tangent(const Tensor& t) {
