@@ -1,23 +1,28 @@
 #!/usr/bin/env bash
-# Builds, tests and measures spml-fast on a machine with an NVIDIA GPU, in one go and within ten minutes:
+# Builds, tests and measures spml-fast on a machine with an NVIDIA GPU, within ten minutes a call:
 #
-#     bench/gpu_check.sh --quick        # arguments go to the benchmarks
+#     STEPS="build sanitize bench" bench/gpu_check.sh --quick        # arguments go to the benchmarks
+#     STEPS="test" bench/gpu_check.sh                                # thousands of small tests: a call of their own
 #
-# Logs and results go to $OUT (default gpu_check_out). Every step runs, whatever became of the ones before it, as
+# Without STEPS all of them run, as far as time goes. Logs and results go to $OUT (default gpu_check_out). Every step runs, whatever became of the ones before it, as
 # long as time is left of $BUDGET_S seconds; the last lines are the steps' return codes (124: out of time).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
 OUT=${OUT:-gpu_check_out}
 BUDGET_S=${BUDGET_S:-570}
+STEPS=${STEPS:-build sanitize bench test}
 mkdir -p "$OUT" || exit 2
 OUT=$(cd "$OUT" && pwd)
 summary="$OUT/summary.txt"
 : >"$summary"
 failed=0
 
-# step NAME SECONDS LOG COMMAND...: runs it for at most that long, or for what is left of the budget.
+# step GROUP NAME SECONDS LOG COMMAND...: runs it for at most that long, or for what is left of the budget, if its
+# group is among $STEPS.
 step() {
+  [[ " $STEPS " == *" $1 "* ]] || return 0
+  shift
   local name=$1 limit=$2 log="$OUT/$3" left=$((BUDGET_S - SECONDS)) start=$SECONDS rc=124
   shift 3
   echo "== $name" | tee -a "$log"
@@ -117,20 +122,23 @@ sanitizer=(env PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --target-proce
   python3 -c 'import sys, torch; print("Python", sys.version.split()[0], "PyTorch", torch.__version__)'
 } 2>&1 | tee -a "$summary"
 
-step build 300 build.log bash -c 'build "$1"' build "$OUT/build.log"
-step tests 240 tests.log python3 -m pytest tests -q -p no:cacheprovider
+step build build 400 build.log bash -c 'build "$1"' build "$OUT/build.log"
+# PyTorch's own start-up makes CUDA calls that fail by design; only what kernels do counts.
+step sanitize memcheck 120 sanitizer.log "${sanitizer[@]}" --tool memcheck --report-api-errors no \
+  python3 -c "$sanitized"
+step sanitize racecheck 120 sanitizer.log "${sanitizer[@]}" --tool racecheck python3 -c "$sanitized"
 gpu="$(device_file cuda).json"
 cpu="$(device_file cpu).json"
-step "losses, GPU" 150 bench.log python3 bench/loss_throughput.py --device cuda --json "$OUT/losses_$gpu" "$@"
-step "sampling, GPU" 120 bench.log python3 bench/imh_throughput.py --device cuda --json "$OUT/imh_$gpu" "$@"
-# PyTorch's own start-up makes CUDA calls that fail by design; only what kernels do counts.
-step memcheck 90 sanitizer.log "${sanitizer[@]}" --tool memcheck --report-api-errors no python3 -c "$sanitized"
-step racecheck 90 sanitizer.log "${sanitizer[@]}" --tool racecheck python3 -c "$sanitized"
-step "losses, CPU" 90 bench.log python3 bench/loss_throughput.py --json "$OUT/losses_$cpu" --quick
-step "sampling, CPU" 90 bench.log python3 bench/imh_throughput.py --json "$OUT/imh_$cpu" "$@"
+step bench "losses, GPU" 200 bench.log python3 bench/loss_throughput.py --device cuda --compile gr \
+  --json "$OUT/losses_$gpu" "$@"
+step bench "sampling, GPU" 120 bench.log python3 bench/imh_throughput.py --device cuda --json "$OUT/imh_$gpu" "$@"
+step bench "losses, CPU" 90 bench.log python3 bench/loss_throughput.py --json "$OUT/losses_$cpu" --quick
+step bench "sampling, CPU" 90 bench.log python3 bench/imh_throughput.py --json "$OUT/imh_$cpu" "$@"
+step test tests 560 tests.log python3 -m pytest tests -q -p no:cacheprovider
 
-cat "$OUT/bench.log"
-tail -n 15 "$OUT/tests.log"
+for log in bench tests; do
+  [[ ! -e "$OUT/$log.log" ]] || tail -n 80 "$OUT/$log.log"
+done
 echo
 cat "$summary"
 exit "$failed"
