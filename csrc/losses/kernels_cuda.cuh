@@ -149,7 +149,7 @@ struct alignas(16) Pack {
   Scalar entry[kSize];
 };
 
-// An elementwise or ROLE loss. kPacked logits and gradients lie row by row without gaps, aligned to 16 bytes.
+// An elementwise or ROLE loss. `packed`: logits and gradients lie row by row without gaps, aligned to 16 bytes.
 // Bytes per entry: reads the logit (and its label, in the matrix form; ROLE: its estimate), writes the gradients.
 template <template <class> class Loss, class Scalar, bool kRole>
 __global__ void __launch_bounds__(kLossThreads) loss_kernel(LossParams p, bool packed) {

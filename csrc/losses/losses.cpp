@@ -628,7 +628,7 @@ struct LossBackward : public Node {
         continue;
       }
       Tensor grad = std::move(mine[i]);
-      const at::ScalarType compute = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+      const at::ScalarType compute = compute_type(dtype_of(grad, kOp, "gradient"));
       const Tensor scale = factor.has_value() ? at::mul(by.to(compute), c10::Scalar(*factor)) : by;
       if (weigh_entries) {
         grad = weigh_entries(grad, by);
@@ -670,7 +670,7 @@ struct LossBackward : public Node {
 // The gradient of pairwise ranking where the cost at each positive i is weighed by by[i], given that for by = 1. There
 // the gradient at a label j that is none is p_j (1 - p_j) times the sum of the positives' weights.
 Tensor weigh_rankings(const Tensor& grad, const Tensor& by, const Arguments& a) {
-  const at::ScalarType compute = grad.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const at::ScalarType compute = compute_type(dtype_of(grad, kOp, "gradient"));
   const Tensor positive = a.labels.dim() == 2
                               ? a.labels.gt(0)
                               : a.labels.unsqueeze(1).eq(at::arange(grad.sym_size(1), a.labels.options()).unsqueeze(0));

@@ -183,10 +183,10 @@ void draw_unobserved(const SelectParams& p, int64_t* out) {
 
 namespace {
 
-// Calls make()(first, n, logits, label, last of its thread's) for every block, one make() for each thread's blocks. A
-// label is 0 where it is unobserved and has not been flipped.
-template <class T, class Make>
-void for_candidates(const SelectParams& p, Make&& make) {
+// Calls share(for_blocks) once for each thread, and for_blocks(use) calls use(first, n, logits, labels) for each of the
+// thread's blocks. A label is 0 where it is unobserved and has not been flipped.
+template <class T, class Share>
+void for_candidates(const SelectParams& p, Share&& share) {
   const int64_t total = p.rows * p.columns;
   const int64_t blocks = (total + kBlock - 1) / kBlock;
   at::parallel_for(0, blocks, std::max<int64_t>(1, kGrain / kBlock), [&](int64_t begin, int64_t end) {
@@ -199,29 +199,30 @@ void for_candidates(const SelectParams& p, Make&& make) {
     int position[kBlock];
     int64_t ignored = kNoInvalid;
     view.invalid = &ignored;  // the loss that follows reports it
-    auto use = make();
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block * kBlock;
-      const int n = static_cast<int>(std::min<int64_t>(kBlock, total - first));
-      load_block(p.logits, p.columns, first, n, logit);
-      if (p.labels.matrix.data != nullptr) {
-        load_labels(view, /*full=*/false, first, n, label);
-      } else {
-        std::fill(label, label + n, T(0));
-        T observed[kBlock];
-        const int found = find_observed(view, first, n, position, observed);
-        for (int i = 0; i < found; ++i) {
-          label[position[i]] = observed[i];
+    share([&](auto&& use) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t first = block * kBlock;
+        const int n = static_cast<int>(std::min<int64_t>(kBlock, total - first));
+        load_block(p.logits, p.columns, first, n, logit);
+        if (p.labels.matrix.data != nullptr) {
+          load_labels(view, /*full=*/false, first, n, label);
+        } else {
+          std::fill(label, label + n, T(0));
+          T observed[kBlock];
+          const int found = find_observed(view, first, n, position, observed);
+          for (int i = 0; i < found; ++i) {
+            label[position[i]] = observed[i];
+          }
         }
-      }
-      if (p.flips.data != nullptr) {
-        load_block(p.flips, p.columns, first, n, flipped);
-        for (int i = 0; i < n; ++i) {
-          label[i] = flipped[i] > T(0) ? T(1) : label[i];
+        if (p.flips.data != nullptr) {
+          load_block(p.flips, p.columns, first, n, flipped);
+          for (int i = 0; i < n; ++i) {
+            label[i] = flipped[i] > T(0) ? T(1) : label[i];
+          }
         }
+        use(first, n, logit, label);
       }
-      use(first, n, logit, label, block + 1 == end);
-    }
+    });
   });
 }
 
@@ -243,11 +244,11 @@ T select_threshold(const SelectParams& p) {
     const UInt digit_mask = (UInt(1) << bits) - 1;
     std::vector<int64_t> histogram(size_t{1} << bits);
     std::mutex merging;
-    for_candidates<T>(p, [&] {
+    for_candidates<T>(p, [&](auto&& for_blocks) {
       // Neighbours count in different columns: most share a digit, and each would wait for the one before it.
       constexpr int kColumns = 4;
       std::vector<std::array<uint32_t, kColumns>> counts(histogram.size());
-      return [&, counts](int64_t, int n, const T* logit, const T* label, bool last) mutable {
+      for_blocks([&](int64_t, int n, const T* logit, const T* label) {
         if (decided == 0) {
           for (int i = 0; i < n; ++i) {
             counts[ordered_bits(logit[i]) >> shift][i % kColumns] += label[i] == T(0);
@@ -260,13 +261,11 @@ T select_threshold(const SelectParams& p) {
             }
           }
         }
-        if (last) {
-          const std::lock_guard<std::mutex> lock(merging);
-          for (size_t digit = 0; digit < counts.size(); ++digit) {
-            histogram[digit] += std::accumulate(counts[digit].begin(), counts[digit].end(), int64_t{0});
-          }
-        }
-      };
+      });
+      const std::lock_guard<std::mutex> lock(merging);
+      for (size_t digit = 0; digit < counts.size(); ++digit) {
+        histogram[digit] += std::accumulate(counts[digit].begin(), counts[digit].end(), int64_t{0});
+      }
     });
     if (decided == 0) {
       rank = std::min(rank, std::accumulate(histogram.begin(), histogram.end(), int64_t{0}));
@@ -287,8 +286,8 @@ T select_threshold(const SelectParams& p) {
   }
   std::vector<UInt> keys(static_cast<size_t>(left));
   std::atomic<int64_t> found{0};
-  for_candidates<T>(p, [&] {
-    return [&](int64_t, int n, const T* logit, const T* label, bool) {
+  for_candidates<T>(p, [&](auto&& for_blocks) {
+    for_blocks([&](int64_t, int n, const T* logit, const T* label) {
       UInt mine[kBlock + 1];
       int count = 0;
       for (int i = 0; i < n; ++i) {
@@ -297,7 +296,7 @@ T select_threshold(const SelectParams& p) {
         count += label[i] == T(0) && (key & decided) == prefix;
       }
       std::copy_n(mine, count, keys.begin() + found.fetch_add(count, std::memory_order_relaxed));
-    };
+    });
   });
   rank = std::min(rank, found.load());
   if (rank == 0) {
@@ -322,8 +321,8 @@ void flip_labels(bool float64, const SelectParams& p) {
   const auto run = [&](auto t) {
     using T = decltype(t);
     const T threshold = *static_cast<const T*>(p.threshold);
-    for_candidates<T>(p, [&] {
-      return [&](int64_t first, int n, const T* logit, const T* label, bool) {
+    for_candidates<T>(p, [&](auto&& for_blocks) {
+      for_blocks([&](int64_t first, int n, const T* logit, const T* label) {
         for_row_pieces(p.columns, first, n, [&](int64_t row, int64_t column, int at, int count) {
           uint8_t* flips = p.flip_table + p.flips.index[row] * p.flips.row_stride + column;
           for (int i = 0; i < count; ++i) {
@@ -332,7 +331,7 @@ void flip_labels(bool float64, const SelectParams& p) {
             }
           }
         });
-      };
+      });
     });
   };
   float64 ? run(double{}) : run(float{});

@@ -248,10 +248,9 @@ class Loss(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """The loss of ``logits`` (N, L) for ``labels`` (N,) or (N, L)."""
-        if is_compiling() or self._call is None:
-            pass
-        elif isinstance(logits, Tensor) and isinstance(labels, Tensor):
-            before, after = self._call
+        call = None if is_compiling() else self._call
+        if call is not None and isinstance(logits, Tensor) and isinstance(labels, Tensor):
+            before, after = call
             return _ops.loss_unparsed(logits, labels, *before, self._buffers["class_weight"], *after)
         return self.function(logits, labels, class_weight=self._buffers["class_weight"], **self.current_hyper())
 
