@@ -223,6 +223,11 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip(), flush=True)
 
 
+def verdict(wanted: str, met: bool) -> str:
+    """What was asked for, and whether it was met."""
+    return f"{wanted}: {'met' if met else 'NOT MET'}"
+
+
 def format_time(microseconds: float) -> str:
     for unit, scale in (("s", 1e6), ("ms", 1e3)):
         if microseconds >= scale:

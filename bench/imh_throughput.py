@@ -32,6 +32,7 @@ from common import (
     median_seconds,
     parse_options,
     print_table,
+    verdict,
     warn_if_busy,
     write_json,
 )
@@ -320,10 +321,6 @@ def targets_rows(options: Options) -> Iterator[Row]:
 
 def verdicts(row: Row) -> Iterator[str]:
     """What the project asks of this row, and whether it was met."""
-
-    def verdict(wanted: str, met: bool) -> str:
-        return f"{wanted}: {'met' if met else 'NOT MET'}"
-
     speedup = row["speedup"]
     match row["against"], row["device"]:
         case "eager", "cpu" if row["chains"] in CHAINS:

@@ -44,6 +44,7 @@ from common import (
     peak_memory,
     print_table,
     read_options,
+    verdict,
     warn_if_busy,
     working_set_cache_bytes,
     write_json,
@@ -335,10 +336,6 @@ def linear_rows(options: Options) -> Iterator[Row]:
 
 def verdicts(row: Row) -> Iterator[str]:
     """What the project asks of this row, and whether it was met."""
-
-    def verdict(wanted: str, met: bool) -> str:
-        return f"{wanted}: {'met' if met else 'NOT MET'}"
-
     if row["section"] == "linear":
         yield verdict(">= 1x", row["speedup_eager"] >= 1)
         if row["labels"] == LINEAR_SHAPE[2]:

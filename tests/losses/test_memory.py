@@ -1,12 +1,9 @@
 """A loss allocates its gradient and next to nothing else: no temporary of the logits' size, no dense labels."""
 
-import itertools
-import json
-
 import pytest
 import torch
 from cases import ONE_OF_EACH, make_index, make_labels, make_logits, make_matrix, move
-from torch.profiler import ProfilerActivity, profile
+from common import peak_memory
 
 from spml_fast import losses, reference
 
@@ -20,31 +17,12 @@ LOSSES = {
 }
 
 
-def peak_memory(call, device, folder):
-    """Bytes that PyTorch's allocator holds at the worst moment of the call, beyond those that it held before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        call()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    trace = folder / "trace.json"
-    profiler.export_chrome_trace(str(trace))
-    events = json.loads(trace.read_text())["traceEvents"]
-    changes = [(event["ts"], event["args"]["Bytes"]) for event in events if event["name"] == "[memory]"]
-    changes.sort(key=lambda change: change[0])
-    return max(itertools.accumulate((size for _, size in changes), initial=0))
-
-
 @pytest.fixture
-def extra(device, tmp_path):
+def extra(device):
     """Measures a call, after one that is not measured; gradients of the leaves are dropped before both."""
 
     def measure(call, *leaves):
-        for run in (lambda call: call(), lambda call: peak_memory(call, device, tmp_path)):
+        for run in (lambda call: call(), lambda call: peak_memory(call, device)):
             for leaf in leaves:
                 leaf.grad = None
             bytes_held = run(call)
