@@ -305,27 +305,19 @@ WHOLE_BATCH = [
         whole_batch=True,
         smooth=False,
     ),
-    Case(
-        "ll_r",
-        "ll_r",
-        lambda z, labels, aux=None, **kw: losses.ll_r_loss(z, labels, share=SHARE, **kw),
-        _ll_entries(False),
-        lambda z, s, aux, eps: reference.eager_ll(z, s, SHARE),
-        hyper={"share": SHARE},
-        has_eps=False,
-        whole_batch=True,
-        smooth=False,
-    ),
-    Case(
-        "ll_ct",
-        "ll_ct",
-        lambda z, labels, aux=None, **kw: losses.ll_ct_loss(z, labels, share=SHARE, **kw),
-        _ll_entries(True),
-        lambda z, s, aux, eps: reference.eager_ll(z, s, SHARE, True),
-        hyper={"share": SHARE},
-        has_eps=False,
-        whole_batch=True,
-        smooth=False,
+    *(
+        Case(
+            name,
+            name,
+            lambda z, labels, aux=None, function=function, **kw: function(z, labels, share=SHARE, **kw),
+            _ll_entries(flip),
+            lambda z, s, aux, eps, flip=flip: reference.eager_ll(z, s, SHARE, flip),
+            hyper={"share": SHARE},
+            has_eps=False,
+            whole_batch=True,
+            smooth=False,
+        )
+        for name, function, flip in (("ll_r", losses.ll_r_loss, False), ("ll_ct", losses.ll_ct_loss, True))
     ),
     Case(
         "ll_cp",
