@@ -53,6 +53,7 @@ s2m_imh_scan = ops.s2m_imh_scan.default
 philox_uniform = ops.philox_uniform.default
 philox_normal = ops.philox_normal.default
 loss = ops.loss.default
+loss_and_grad = ops.loss_and_grad.default
 linear_loss = ops.linear_loss.default
 sum_probabilities = ops.sum_probabilities.default
 draw_unobserved = ops.draw_unobserved.default

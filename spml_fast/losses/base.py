@@ -39,9 +39,15 @@ class Call(NamedTuple):
 
 
 class Logits:
-    """What may stand for logits in a call of a loss: something that takes the call and does its own with it."""
+    """What may stand for logits in a call of a loss: something that takes the call and does its own with it.
+
+    Attributes:
+        shape: (N, L).
+        whole: the logits themselves, where they exist as a whole.
+    """
 
     shape: tuple[int, int]
+    whole: Tensor | None = None
 
     def run(self, labels: Tensor, call: Call) -> Any:
         raise NotImplementedError
@@ -113,12 +119,30 @@ def check_inputs(logits: Tensor | Logits, labels: Tensor) -> tuple[int, int]:
     return n, l
 
 
-def check_whole(logits: Tensor | Logits, what: str) -> None:
-    """Refuse logits that never exist as a whole."""
-    if isinstance(logits, Logits):
+def whole(logits: Tensor | Logits, what: str) -> Tensor:
+    """The logits without gradient, refused where they never exist as a whole."""
+    tensor = logits.whole if isinstance(logits, Logits) else logits
+    if tensor is None:
         raise TypeError(
             f"{what} looks at all logits of the batch at once: it cannot be computed in chunks of labels"
         )
+    return tensor.detach()
+
+
+class GradientLogits(Logits):
+    """Logits whose loss also leaves its gradients, without autograd: for loops that do their own backward pass.
+
+    Attributes:
+        grad: (N, L), of the logits, once a loss was called with a reduction "mean" or "sum".
+        aux_grad: (N, L), for ROLE of the estimates' rows; otherwise empty.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.whole, self.shape = logits, logits.shape
+
+    def run(self, labels: Tensor, call: Call) -> Tensor:
+        value, self.grad, self.aux_grad = _ops.loss_and_grad(self.whole, labels, *call)
+        return value
 
 
 class _Description(Logits):
@@ -166,6 +190,7 @@ class Loss(nn.Module):
 
     Attributes:
         inputs: names of what the module must be called with.
+        needs_observed: whether a row of which nothing was observed costs nothing, so that it teaches nothing.
         hyper: the hyper-parameters in force, by name.
         epoch: the epoch that they are of, counted from 1.
         schedules: those of them that are schedules, by name.
@@ -174,6 +199,7 @@ class Loss(nn.Module):
     function: ClassVar[Callable[..., Tensor]]
     inputs: ClassVar[tuple[str, ...]]
     name: ClassVar[str]
+    needs_observed: ClassVar[bool] = False
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -19,10 +19,10 @@ from .base import (
     Loss,
     at_least,
     check_inputs,
-    check_whole,
     describe,
     in_unit_interval,
     run,
+    whole,
 )
 from .elementwise import Value, _gr_hyper, documented, gr_schedules
 from .schedules import From, Growing, Schedule
@@ -119,6 +119,7 @@ class PRLoss(Loss, name="pr"):
     """Module form of :func:`pr_loss`."""
 
     function = staticmethod(pr_loss)
+    needs_observed = True
 
 
 # --- expected positives ---------------------------------------------------------------------------
@@ -136,9 +137,8 @@ def expected_positives(*logits: Tensor, group: dist.ProcessGroup | None = None) 
         (number of tensors,) float64 without gradient: what ``k_hat`` of :func:`epr_loss` and :func:`role_loss`
         takes.
     """
-    for z in logits:
-        check_whole(z, "k_hat of all processes")
-    sums = [_ops.sum_probabilities(z.detach()) for z in logits]
+    logits = [whole(z, "k_hat of all processes") for z in logits]
+    sums = [_ops.sum_probabilities(z) for z in logits]
     rows = torch.full((1,), float(logits[0].shape[0]), dtype=torch.float64, device=logits[0].device)
     total = torch.cat([*sums, rows])
     if dist.is_available() and dist.is_initialized():
@@ -289,9 +289,8 @@ def _large_loss(
     reduction: str,
 ) -> Tensor:
     in_unit_interval("share", share)
-    check_whole(logits, "the selection of large losses")
     check_inputs(logits, labels)
-    z = logits.detach()
+    z = whole(logits, "the selection of large losses")
     if isinstance(share, Tensor):
         threshold = _ops.large_loss_threshold(z, labels, flips, index, 0.0, share)
     else:

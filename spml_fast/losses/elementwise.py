@@ -168,6 +168,7 @@ class IULoss(Loss, name="iu"):
     """Module form of :func:`iu_loss`."""
 
     function = staticmethod(iu_loss)
+    needs_observed = True
 
 
 @documented()
