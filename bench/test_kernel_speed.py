@@ -147,3 +147,16 @@ def test_large_loss_threshold(timed, device, rows, labels):
     z = torch.randn(rows, labels, device=device)
     s = torch.randint(labels, (rows,), device=device)
     timed(lambda: _ops.large_loss_threshold(z, s, None, None, 0.01), size(z, s))
+
+
+@pytest.mark.parametrize("batch", [8, 16])
+@pytest.mark.parametrize("rows", [20, 80, 312, 1500])  # of the weight: labels times runs
+def test_adam_linear(timed, device, rows, batch):
+    weight, mean = (0.1 * torch.randn(rows, 2049, device=device) for _ in range(2))
+    square = torch.rand_like(weight)
+    grad_logits, x = torch.randn(batch, rows, device=device), torch.randn(batch, 2049, device=device)
+    lr = torch.full((rows,), 1e-4, device=device)
+    timed(
+        lambda: _ops.adam_linear_(weight, mean, square, grad_logits, x, lr, 10),
+        2 * size(weight, mean, square) + size(grad_logits, x, lr),
+    )

@@ -41,6 +41,9 @@ TORCH_LIBRARY(spml_fast, m) {
   m.def("large_loss_threshold(Tensor logits, Tensor labels, Tensor? flips, Tensor? index, float share, "
       "Tensor? scheduled=None) -> Tensor");
   m.def("flip_labels(Tensor logits, Tensor labels, Tensor(a!) flips, Tensor index, Tensor threshold) -> ()");
+  m.def(
+      "adam_linear_(Tensor(a!) weight, Tensor(b!) exp_avg, Tensor(c!) exp_avg_sq, Tensor grad_logits, Tensor x, "
+      "Tensor lr, int step, float beta1=0.9, float beta2=0.999, float eps=1e-8) -> ()");
   m.def("philox_uniform(Tensor chains, Tensor steps, int seed, *, ScalarType? dtype=None) -> Tensor");
   m.def("philox_normal(Tensor chains, Tensor steps, int seed, int dim, *, ScalarType? dtype=None) -> Tensor");
 }

@@ -59,6 +59,7 @@ sum_probabilities = ops.sum_probabilities.default
 draw_unobserved = ops.draw_unobserved.default
 large_loss_threshold = ops.large_loss_threshold.default
 flip_labels = ops.flip_labels.default
+adam_linear_ = ops.adam_linear_.default
 # The op again, called without its schema being interpreted, which takes longer than the loss of a small batch.
 # What traces Python (torch.compile) needs the op itself; what traces dispatch sees no difference.
 loss_unparsed = extension.loss
@@ -98,12 +99,16 @@ def _(chains, steps, seed, dim, *, dtype=None) -> Tensor:
     return chains.new_empty((chains.shape[0], dim), dtype=dtype or torch.float32)
 
 
-def _loss_value(inputs, reduction, rest, **others) -> Tensor:
-    """Refuses what is not where the inputs are: one tensor on "meta" brings the real ones here."""
-    others |= zip(("class_weight", "aux", "index", "negatives", "threshold", "", "", "k_hat"), rest, strict=False)
+def _check_devices(op, like, others) -> None:
+    """Refuses what is not where ``like`` is: one tensor on "meta" brings the real ones here."""
     for name, tensor in others.items():
-        if isinstance(tensor, Tensor) and tensor.device != inputs.device:
-            raise ValueError(f"loss: {name} is on {tensor.device}, expected {inputs.device}")
+        if isinstance(tensor, Tensor) and tensor.device != like.device:
+            raise ValueError(f"{op}: {name} is on {tensor.device}, expected {like.device}")
+
+
+def _loss_value(inputs, reduction, rest, **others) -> Tensor:
+    others |= zip(("class_weight", "aux", "index", "negatives", "threshold", "", "", "k_hat"), rest, strict=False)
+    _check_devices("loss", inputs, others)
     if reduction == 0:
         return torch.empty_like(inputs, memory_format=torch.contiguous_format)
     return inputs.new_empty((), dtype=compute_dtype(inputs.dtype))
@@ -151,3 +156,9 @@ def _(logits, labels, flips, index, share, scheduled=None) -> Tensor:
 @torch.library.register_fake("spml_fast::flip_labels")
 def _(logits, labels, flips, index, threshold) -> None:
     return None
+
+
+@torch.library.register_fake("spml_fast::adam_linear_")
+def _(weight, exp_avg, exp_avg_sq, grad_logits, x, lr, step, beta1=0.9, beta2=0.999, eps=1e-8) -> None:
+    others = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq, "grad_logits": grad_logits, "x": x, "lr": lr}
+    _check_devices("adam_linear_", weight, others)

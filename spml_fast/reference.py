@@ -103,6 +103,32 @@ def imh_scan(log_weights: Tensor, log_uniforms: Tensor) -> tuple[Tensor, Tensor,
     return winner, state, accepted
 
 
+# --- training -------------------------------------------------------------------------------------
+
+
+def adam_linear_(
+    weight: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    grad_logits: Tensor,
+    x: Tensor,
+    lr: Tensor,
+    step: int,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+) -> None:
+    """Update ``step`` (from 1) of Adam (Kingma & Ba, 2015) for logits x weight^T, in place, from the gradient of
+    the logits (N, K) and x (N, D); ``lr`` (K,) is of each row. eps is added to the root of the corrected moment.
+    """
+    gradient = torch.einsum("nk,nd->kd", grad_logits, x)
+    exp_avg.copy_(beta1 * exp_avg + (1 - beta1) * gradient)
+    exp_avg_sq.copy_(beta2 * exp_avg_sq + (1 - beta2) * gradient**2)
+    mean = exp_avg / (1 - beta1**step)
+    root = (exp_avg_sq / (1 - beta2**step)).sqrt()
+    weight.sub_(lr[:, None] * mean / (root + eps))
+
+
 # --- the eager formulation that benchmarks measure against ----------------------------------------
 
 

@@ -3,6 +3,7 @@
 
 #include "losses/params.h"
 #include "sampling/params.h"
+#include "training/adam_linear.h"
 
 namespace spml {
 
@@ -10,6 +11,7 @@ using SamplingKernel = void (*)(const LogWeightParams&, const ScanParams&, int64
                                 void* scratch);
 using NoiseKernel = void (*)(const NoiseParams&, int64_t begin, int64_t end);
 using LossKernel = void (*)(const LossParams&, int64_t begin, int64_t end, void* scratch);
+using AdamLinearKernel = void (*)(const AdamLinearParams&, int64_t begin, int64_t end);
 
 constexpr int kDtypes = 4;        // in the order of Dtype
 constexpr int kComputeTypes = 2;  // float32, float64
@@ -31,6 +33,8 @@ struct CpuKernels {
   LossKernel logit_sum[kComputeTypes];       // likewise: the sum of sigmoid(logits)
   LossKernel aux_sum[kComputeTypes];         // likewise: the sum of sigmoid(aux)
   LossKernel ranking[kComputeTypes];         // over rows
+
+  AdamLinearKernel adam_linear[kComputeTypes];  // over rows of the weight
 };
 
 extern const CpuKernels kCpuBaseline;

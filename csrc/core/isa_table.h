@@ -2,6 +2,7 @@
 #include "core/isa.h"
 #include "losses/kernels_cpu.h"
 #include "sampling/kernels_cpu.h"
+#include "training/kernels_cpu.h"
 
 namespace spml {
 
@@ -25,6 +26,7 @@ extern const CpuKernels SPML_TABLE = {
     {run_probability_sum<float, false>, run_probability_sum<double, false>},
     {run_probability_sum<float, true>, run_probability_sum<double, true>},
     {run_ranking<float>, run_ranking<double>},
+    {run_adam_linear<float>, run_adam_linear<double>},
 };
 
 }  // namespace spml

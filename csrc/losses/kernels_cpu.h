@@ -21,12 +21,6 @@ SPML_NAMESPACE_BEGIN
 constexpr int kBlock = 512;
 constexpr int kVector = 16;  // loops run over multiples of it: no scalar remainders
 
-#if defined(__clang__)
-#define SPML_VECTORISE _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define SPML_VECTORISE _Pragma("GCC ivdep")
-#endif
-
 template <class T>
 struct alignas(64) SigmoidLanes {
   T p[kBlock], n[kBlock], neg_log_p[kBlock], neg_log_n[kBlock];
