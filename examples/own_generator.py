@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import spml_fast as sf
-from spml_fast.data.digits import single_positives
+from spml_fast.labels import single_positives
 
 CENTRES = np.array([[-0.6, 0.0], [0.6, 0.0], [0.0, 1.0]])
 RADIUS = 1.0
@@ -26,7 +26,7 @@ def training_data(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
     """Points in the union of the discs, and one attribute each."""
     points = rng.uniform(-2.5, 2.5, (10 * n, 2)).astype(np.float32)
     points = points[attributes(points).any(axis=1)][:n]
-    return points, single_positives(attributes(points), rng)
+    return points, single_positives(attributes(points), seed=rng)
 
 
 class Generator(nn.Module):

@@ -31,8 +31,8 @@ from .data.digits import (
     attribute_indices,
     joint_class_name,
     load_digits,
-    single_positives,
 )
+from .labels import single_positives
 from .sampling import JointClass, S2MResult, S2MSampler
 from .training.density_ratio import DensityRatio, DensityRatioClassifier, train_density_ratio
 from .training.quiet import quiet_fit, quiet_trainer, tensor_loader
@@ -84,7 +84,7 @@ def run_demo(
 
     digits = load_digits()
     images = torch.from_numpy(digits.images)
-    labels = torch.from_numpy(single_positives(digits.labels, seed))
+    labels = torch.from_numpy(single_positives(digits.labels, seed=seed))
     _say("generator: a GAN on the images alone", progress)
     G = train_generator(images, **options)
     clock.lap("generator")

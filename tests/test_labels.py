@@ -1,4 +1,4 @@
-"""The label estimator: where it starts, what it gives and learns, what it refuses."""
+"""Simulated annotators; the label estimator: where it starts, what it gives and learns, what it refuses."""
 
 import copy
 import io
@@ -7,10 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import kstest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy.stats import chisquare, kstest
 
 from spml_fast import losses
-from spml_fast.labels import LabelEstimator
+from spml_fast.data.digits import load_digits
+from spml_fast.labels import LabelEstimator, check_observed, observed_matrix, single_positives
 
 FLOATS = [torch.float32, torch.float64]
 
@@ -21,6 +25,228 @@ def logit(p):
 
 def signed_labels(rows, columns):
     return torch.randint(-1, 2, (rows, columns))
+
+
+# --- simulated annotators -------------------------------------------------------------------------
+
+EIGHT_ROWS = np.array(
+    [
+        [1, 1, 0, 1],
+        [0, 1, 1, 0],
+        [1, 1, 1, 1],
+        [0, 0, 0, 1],
+        [1, 0, 1, 1],
+        [1, 1, 1, 0],
+        [0, 1, 0, 1],
+        [1, 1, 1, 1],
+    ]
+)
+
+
+def test_draws_stay_what_they_were():
+    """The README's figures of the demo come from these labels."""
+    np.testing.assert_array_equal(single_positives(EIGHT_ROWS, seed=0), [0, 1, 1, 3, 0, 2, 3, 2])
+    np.testing.assert_array_equal(single_positives(EIGHT_ROWS, seed=7), [1, 1, 0, 3, 0, 2, 3, 0])
+    rng = np.random.default_rng(3)
+    np.testing.assert_array_equal(single_positives(EIGHT_ROWS, seed=rng), [3, 2, 0, 3, 2, 1, 3, 1])
+    np.testing.assert_array_equal(single_positives(EIGHT_ROWS, seed=rng), [1, 1, 0, 3, 0, 2, 1, 2])
+    digits = single_positives(load_digits().labels, seed=0)
+    np.testing.assert_array_equal(digits[:20], [0, 1, 1, 1, 2, 2, 1, 0, 0, 1, 1, 2, 2, 1, 0, 0, 1, 1, 2, 0])
+    np.testing.assert_array_equal(np.bincount(digits), [410, 430, 424])
+
+
+def test_equal_weights_draw_as_none():
+    labels = np.random.default_rng(0).random((500, 7)) < 0.4
+    plain = single_positives(labels, seed=5, empty="keep")
+    np.testing.assert_array_equal(
+        plain, single_positives(labels, class_weight=np.full(7, 3.0), seed=5, empty="keep")
+    )
+    np.testing.assert_array_equal(
+        plain, single_positives(labels, instance_weight=np.ones((500, 7)), seed=5, empty="keep")
+    )
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int8, torch.int64, torch.float32, torch.bfloat16]
+)
+def test_array_type_in_array_type_out(dtype, device):
+    labels = torch.from_numpy(EIGHT_ROWS).to(device=device, dtype=dtype)
+    observed = single_positives(labels, seed=0)
+    assert observed.dtype == torch.int64
+    assert observed.device == labels.device
+    assert observed.tolist() == [0, 1, 1, 3, 0, 2, 3, 2]
+    matrix = single_positives(labels, negatives=1, seed=0)
+    assert matrix.dtype == torch.int8
+    np.testing.assert_array_equal(matrix.cpu().numpy(), single_positives(EIGHT_ROWS, negatives=1, seed=0))
+    assert isinstance(single_positives(EIGHT_ROWS), np.ndarray)
+
+
+matrices = arrays.arrays(np.bool_, st.tuples(st.integers(0, 12), st.integers(1, 9)))
+
+
+@settings(deadline=None)
+@given(labels=matrices, positives=st.integers(1, 10), negatives=st.integers(0, 10), seed=st.integers(0, 9))
+def test_what_every_simulation_holds(labels, positives, negatives, seed):
+    observed = single_positives(labels, positives=positives, negatives=negatives, seed=seed, empty="keep")
+    again = single_positives(labels, positives=positives, negatives=negatives, seed=seed, empty="keep")
+    np.testing.assert_array_equal(observed, again)
+    if positives == 1 and negatives == 0:
+        assert observed.dtype == np.int64
+        assert observed.shape == labels.shape[:1]
+        np.testing.assert_array_equal(observed >= 0, labels.any(axis=1))
+        assert labels[observed >= 0, observed[observed >= 0]].all()
+    matrix = observed_matrix(observed, labels.shape[1])
+    assert matrix.dtype == np.int8
+    assert labels[matrix == 1].all()
+    assert not labels[matrix == -1].any()
+    np.testing.assert_array_equal((matrix == 1).sum(1), np.minimum(labels.sum(1), positives))
+    np.testing.assert_array_equal((matrix == -1).sum(1), np.minimum((~labels).sum(1), negatives))
+
+
+# Fixed seeds; each chi-square test would fail one exact sampler in 10,000, by its seed.
+LEVEL = 1e-4
+
+
+def test_positives_are_uniform():
+    labels = np.tile([1, 0, 1, 1], (30_000, 1))
+    counts = np.bincount(single_positives(labels, seed=0), minlength=4)
+    assert counts[1] == 0
+    assert chisquare(counts[[0, 2, 3]]).pvalue > LEVEL
+
+
+@pytest.mark.parametrize("per", ["class", "instance", "both"])
+def test_positives_follow_the_weights(per):
+    labels = np.tile([1, 0, 1, 1, 1], (30_000, 1))
+    weight = np.array([1.0, 9.0, 2.0, 5.0, 0.0])
+    rows = np.broadcast_to(weight, labels.shape)
+    weights = {
+        "class": {"class_weight": torch.from_numpy(weight)},
+        "instance": {"instance_weight": rows},
+        "both": {"class_weight": np.sqrt(weight), "instance_weight": np.sqrt(rows)},
+    }
+    counts = np.bincount(single_positives(labels, **weights[per], seed=0), minlength=5)
+    assert counts[1] == counts[4] == 0
+    drawn = [0, 2, 3]
+    assert chisquare(counts[drawn], len(labels) * weight[drawn] / weight[drawn].sum()).pvalue > LEVEL
+
+
+def test_pairs_follow_the_weights():
+    """Without replacement: {i, j} has probability w_i w_j / (W - w_i) / W + w_i w_j / (W - w_j) / W."""
+    weight = np.array([1.0, 2.0, 4.0])
+    observed = single_positives(np.ones((30_000, 3)), positives=2, class_weight=weight, seed=0)
+    left_out = np.bincount(observed.argmin(axis=1), minlength=3)
+    total = weight.sum()
+    share = [
+        weight[i] * weight[j] / total * (1 / (total - weight[i]) + 1 / (total - weight[j]))
+        for i, j in ((1, 2), (0, 2), (0, 1))
+    ]
+    assert sum(share) == pytest.approx(1)
+    assert chisquare(left_out, len(observed) * np.array(share)).pvalue > LEVEL
+
+
+def test_negatives_are_uniform_whatever_the_weights():
+    labels = np.tile([1, 0, 0, 0], (30_000, 1))
+    observed = single_positives(labels, negatives=1, class_weight=[1.0, 1.0, 5.0, 0.0], seed=0)
+    counts = (observed == -1).sum(axis=0)
+    assert counts[0] == 0
+    assert chisquare(counts[1:]).pvalue > LEVEL
+
+
+def test_extreme_weights_are_still_weights():
+    """The heavier one wins but for one draw in 1e300; weights as small as floats get are still more than 0."""
+    labels = np.ones((1000, 3))
+    assert (single_positives(labels, class_weight=[1e-300, 1.0, 0.0], seed=0) == 1).all()
+    small = single_positives(labels, class_weight=[5e-324, 5e-324, 0.0], seed=0)
+    assert set(small.tolist()) == {0, 1}
+
+
+def test_no_more_than_there_is_weight():
+    observed = single_positives(np.ones((3, 4)), positives=4, class_weight=[1, 1, 0, 0], seed=0)
+    np.testing.assert_array_equal(observed, np.tile([1, 1, 0, 0], (3, 1)))
+
+
+def test_rows_without_a_positive():
+    labels = np.array([[1, 0], [0, 0], [0, 0], [0, 1]])
+    with pytest.raises(ValueError, match="2 have none, the first is row 1 "):
+        single_positives(labels)
+    np.testing.assert_array_equal(single_positives(labels, empty="keep"), [0, -1, -1, 1])
+    observed = single_positives(torch.from_numpy(labels), negatives=2, empty="keep")
+    assert observed.tolist() == [[1, -1], [-1, -1], [-1, -1], [-1, 1]]
+
+
+def test_row_whose_positives_have_no_weight():
+    labels = np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]])
+    for empty in ("raise", "keep"):
+        with pytest.raises(ValueError, match=r"row [12]"):
+            single_positives(labels, class_weight=[1, 0, 1], empty=empty)
+    with pytest.raises(ValueError, match="nonzero weight; 1 have none, the first is row 1"):
+        single_positives(labels, class_weight=[1, 0, 1], empty="keep")
+
+
+def test_no_rows():
+    assert single_positives(np.zeros((0, 3)), seed=0).shape == (0,)
+    assert single_positives(torch.zeros(0, 3), negatives=1).shape == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        ([1, 0, 1], {}, r"\(N, L\), got \(3,\)"),
+        (np.zeros((2, 0)), {}, r"\(N, L\), got \(2, 0\)"),
+        ([[1, -1]], {}, r"labels\[0, 1\] is -1; expected full labels"),
+        ([[1.0, math.nan]], {}, r"labels\[0, 1\] is nan"),
+        ([[1, 0]], {"positives": 0}, "positives must be an integer of at least 1, got 0"),
+        ([[1, 0]], {"positives": 1.5}, "positives must be an integer"),
+        ([[1, 0]], {"positives": True}, "positives must be an integer"),
+        ([[1, 0]], {"negatives": -1}, "negatives must be an integer of at least 0, got -1"),
+        ([[1, 0]], {"empty": "drop"}, "empty must be .*, got 'drop'"),
+        ([[1, 0]], {"class_weight": [1, 2, 3]}, r"class_weight must have shape \(2,\), got \(3,\)"),
+        ([[1, 0]], {"class_weight": [1, -2]}, r"class_weight\[1\] is -2.0"),
+        ([[1, 0]], {"class_weight": [math.inf, 1]}, r"class_weight\[0\] is inf"),
+        ([[1, 0]], {"instance_weight": [1, 2]}, r"instance_weight must have shape \(1, 2\), got \(2,\)"),
+        ([[1, 0]], {"instance_weight": [[1, math.nan]]}, r"instance_weight\[0, 1\] is nan"),
+    ],
+)
+@pytest.mark.parametrize("kind", [np.array, torch.tensor], ids=["numpy", "torch"])
+def test_bad_simulation(labels, options, message, kind):
+    with pytest.raises(ValueError, match=message):
+        single_positives(kind(labels), **options)
+
+
+# --- observed labels ------------------------------------------------------------------------------
+
+
+def test_observed_matrix_of_either_form(device):
+    index = torch.tensor([2, -1, 0], device=device)
+    matrix = observed_matrix(index, 3)
+    assert matrix.dtype == torch.int8
+    assert matrix.device == index.device
+    assert matrix.tolist() == [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    assert torch.equal(observed_matrix(matrix.float(), 3), matrix)
+    as_array = observed_matrix(index.cpu().numpy(), 3)
+    assert isinstance(as_array, np.ndarray)
+    np.testing.assert_array_equal(as_array, matrix.cpu().numpy())
+
+
+@pytest.mark.parametrize(
+    ("observed", "error", "message"),
+    [
+        (torch.tensor([0, 3]), IndexError, r"observed\[1\] is 3; expected -1 \(none\) or 0 to 2"),
+        (torch.tensor([-2]), IndexError, r"observed\[0\] is -2"),
+        (torch.tensor([0.0]), TypeError, "must be int64, got torch.float32"),
+        (torch.zeros(2, 4), ValueError, r"\(N,\) or \(N, 3\), got \(2, 4\)"),
+        (torch.zeros(2, 3, 1), ValueError, r"got \(2, 3, 1\)"),
+        (torch.tensor([[0, 1, 2]]), ValueError, r"observed\[0, 2\] is 2; expected 1"),
+        (torch.tensor([[0, 1, 255]], dtype=torch.uint8), ValueError, r"observed\[0, 2\] is 255"),
+        (torch.tensor([[0.0, 1.0, math.nan]]), ValueError, r"observed\[0, 2\] is nan"),
+    ],
+)
+def test_bad_observed_labels(observed, error, message):
+    for values in (observed, observed.numpy()):
+        with pytest.raises(error, match=message):
+            check_observed(values, 3)
+        with pytest.raises(error, match=message):
+            observed_matrix(values, 3)
 
 
 # --- the start ------------------------------------------------------------------------------------

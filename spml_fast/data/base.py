@@ -1,20 +1,28 @@
-"""What every loader returns: the splits of a multi-label data set, each with the labels that training may see."""
+"""What every loader returns: the splits of a multi-label data set, each with the labels that training may see.
+
+And what everyone who takes such data checks: :func:`check_training` and the functions under it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..labels import check_observed, single_positives
+
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
+SPLITS = ("train", "test", "validation")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class MultiLabelData:
     """One split of a multi-label data set.
 
@@ -51,6 +59,11 @@ class MultiLabelData:
     def __len__(self) -> int:
         return self.x.shape[0] if hasattr(self.x, "shape") else len(self.x)
 
+    def __repr__(self) -> str:
+        x = type(self.x).__name__ + (f" {tuple(self.x.shape)}" if hasattr(self.x, "shape") else f" of {len(self)}")
+        given = [name for name in ("labels", "observed") if getattr(self, name) is not None]
+        return f"MultiLabelData({x}, {self.n_labels} labels, given: {', '.join(given) or 'neither'})"
+
     @property
     def n_labels(self) -> int:
         """L."""
@@ -69,3 +82,121 @@ class Splits(NamedTuple):
     train: MultiLabelData
     test: MultiLabelData | None = None
     validation: MultiLabelData | None = None
+
+
+# ------------------------------------------------------------------------------------ simulation
+
+
+class Simulation(TypedDict, total=False):
+    """How a loader simulates the training labels: keywords of :func:`spml_fast.labels.single_positives`."""
+
+    positives: int
+    negatives: int
+    class_weight: np.ndarray | Tensor | None
+    instance_weight: np.ndarray | Tensor | None
+
+
+def training_data(
+    x: Tensor | csr_matrix | Dataset,
+    labels: Tensor,
+    names: Sequence[str],
+    seed: int | np.random.Generator | None,
+    simulation: Simulation,
+) -> MultiLabelData:
+    """A training split whose observed labels are simulated; rows without a positive stay, without one observed."""
+    observed = single_positives(labels, seed=seed, empty="keep", **simulation)
+    return MultiLabelData(x, labels, observed, names)
+
+
+def full_labels(values: np.ndarray | Tensor, where: str) -> Tensor:
+    """(N, L) bool of a matrix of 0 and 1 in any dtype; ``where`` it came from goes into the error."""
+    if isinstance(values, np.ndarray) and values.dtype.kind not in "biuf":
+        raise ValueError(f"{where} must be numbers, got {values.dtype}")
+    values = torch.as_tensor(values)
+    if values.dim() != 2:
+        raise ValueError(f"{where} must have shape (N, L), got {tuple(values.shape)}")
+    wrong = ~((values == 0) | (values == 1))
+    if bool(wrong.any()):
+        row, column = wrong.nonzero()[0].tolist()
+        raise ValueError(f"{where} is {values[row, column].item()} at [{row}, {column}]; full labels are 0 or 1")
+    return values.bool()
+
+
+# ---------------------------------------------------------------------------------------- checks
+
+
+def check_training(data: MultiLabelData) -> None:
+    """Refuses data that no training can use: features that are not finite, observed labels absent or out of range.
+
+    Unobserved rows and labels are for training to decide: :func:`check_rows_observed`,
+    :func:`check_labels_observed`.
+
+    Raises:
+        ValueError, TypeError, IndexError: what is wrong, naming the first row.
+    """
+    if data.observed is None:
+        raise ValueError(
+            "the data have no observed labels; training needs them (spml_fast.labels.single_positives)"
+        )
+    if not data.n_labels:
+        raise ValueError("the data do not say how many labels there are: give names, or labels of shape (N, L)")
+    if not len(data):
+        raise ValueError("the data have no rows")
+    check_features(data.x)
+    check_observed(data.observed, data.n_labels)
+
+
+def check_features(x: Tensor | csr_matrix | Dataset) -> None:
+    """Refuses NaN and inf. A ``Dataset`` is not read: its instances show themselves when they are loaded.
+
+    Raises:
+        ValueError: naming the first row and column (of images: instance, channel, row and column).
+    """
+    if isinstance(x, Tensor):
+        if bool(x.isfinite().all()):
+            return
+        wrong = (~x.isfinite()).nonzero()
+        place = wrong[0].tolist()
+        _refuse(len(wrong), place, x[tuple(place)].item())
+    elif hasattr(x, "indptr"):  # CSR
+        wrong = np.flatnonzero(~np.isfinite(x.data))
+        if wrong.size:
+            row = int(np.searchsorted(x.indptr, wrong[0], side="right")) - 1
+            _refuse(wrong.size, [row, int(x.indices[wrong[0]])], x.data[wrong[0]])
+    elif not isinstance(x, Dataset):
+        raise TypeError(f"x must be a tensor, a scipy CSR matrix or a Dataset, got {type(x).__name__}")
+
+
+def _refuse(count: int, place: list[int], value: float) -> None:
+    where = f"row {place[0]}, column {place[1]}" if len(place) == 2 else f"x{place}"
+    raise ValueError(f"x must be finite; {count} values are not, the first is {value} at {where}")
+
+
+def check_rows_observed(observed: Tensor) -> None:
+    """Refuses instances of which nothing was observed.
+
+    Raises:
+        ValueError: how many rows, and the first.
+    """
+    nothing = observed == -1 if observed.dim() == 1 else ~observed.bool().any(dim=1)
+    rows = nothing.nonzero().flatten()
+    if len(rows):
+        raise ValueError(f"{len(rows)} of {len(observed)} rows have no observed label, the first is row {rows[0]}")
+
+
+def check_labels_observed(observed: Tensor, names: Sequence[str]) -> None:
+    """Refuses labels that were never observed positive: nothing teaches a classifier what they are.
+
+    Raises:
+        ValueError: their names.
+    """
+    if observed.dim() == 1:
+        seen = torch.bincount(observed[observed >= 0], minlength=len(names)) > 0
+    else:
+        seen = (observed == 1).any(dim=0)
+    never = [names[j] for j in (~seen).nonzero().flatten().tolist()]
+    if never:
+        more = f" and {len(never) - 8} more" if len(never) > 8 else ""
+        raise ValueError(
+            f"{len(never)} of {len(names)} labels were never observed positive: {', '.join(never[:8])}{more}"
+        )

@@ -1,15 +1,21 @@
-"""The 7-to-3 digits: seven digits stand for the seven non-empty joint classes of three attributes.
+"""The 8x8 digits that scikit-learn ships, as multi-label problems that need no download.
 
-The mapping is that of CIFAR-7to3, over the 8x8 digits that scikit-learn ships, so it needs no
-download. Digit 0 has attribute A only, 1 has A and B, ..., 6 has all three.
+The 7-to-3 digits: seven digits stand for the seven non-empty joint classes of three attributes. The
+mapping is that of CIFAR-7to3: digit 0 has attribute A only, 1 has A and B, ..., 6 has all three.
+
+The digit attributes: what is true of a digit, nine properties over all ten digits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
+import torch
+
+from .base import MultiLabelData, Simulation, Splits, training_data
 
 ATTRIBUTES = ("A", "B", "C")
 """Names of the three attributes; an attribute's class index is its place here."""
@@ -19,6 +25,21 @@ DIGIT_ATTRIBUTES = ((0,), (0, 1), (1,), (1, 2), (2,), (0, 2), (0, 1, 2))
 
 JOINT_CLASSES = tuple((has, tuple(j for j in range(len(ATTRIBUTES)) if j not in has)) for has in DIGIT_ATTRIBUTES)
 """The joint class (I, J) that digit d stands for: every attribute in I, none in J."""
+
+PROPERTIES = {
+    "even": (0, 2, 4, 6, 8),
+    "prime": (2, 3, 5, 7),
+    "square": (0, 1, 4, 9),
+    "multiple of three": (0, 3, 6, 9),
+    "at least five": (5, 6, 7, 8, 9),
+    "power of two": (1, 2, 4, 8),
+    "Fibonacci": (0, 1, 2, 3, 5, 8),
+    # Those that always have one: many a handwritten 4 is open at the top, few 2s have a loop at the foot.
+    "closed loop": (0, 6, 8, 9),
+    # The foot of the 2, the crossbar of the 4, the top of the 5 and of the 7.
+    "horizontal bar": (2, 4, 5, 7),
+}
+"""The digits of which each property is true; every digit has one, no two digits have the same."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,33 @@ def load_digits() -> Digits:
     return Digits(images, digits, attributes[digits])
 
 
+def digit_attributes(
+    *, images: bool = False, seed: int | np.random.Generator | None = 0, **simulation: Unpack[Simulation]
+) -> Splits:
+    """All 1,797 digits with the nine :data:`PROPERTIES`, a quarter of them test data, stratified by digit.
+
+    Args:
+        images: x (N, 1, 8, 8) in [-1, 1] instead of the pixels (N, 64) in [0, 1]; both float32.
+        seed: of the simulated training labels; the split is always the same.
+        simulation: see :class:`~spml_fast.data.base.Simulation`.
+    """
+    from sklearn import datasets
+    from sklearn.model_selection import train_test_split
+
+    pixels, digits = datasets.load_digits(return_X_y=True)
+    x = torch.from_numpy(pixels).float() / 16  # grey levels 0 ... 16
+    if images:
+        x = (2 * x - 1).reshape(-1, 1, 8, 8)
+    table = torch.tensor([[digit in has for has in PROPERTIES.values()] for digit in range(10)])
+    labels = table[torch.from_numpy(digits)]
+    train, test = train_test_split(np.arange(len(digits)), test_size=0.25, stratify=digits, random_state=0)
+    names = tuple(PROPERTIES)
+    return Splits(
+        training_data(x[train], labels[train], names, seed, simulation),
+        MultiLabelData(x[test], labels[test], names=names),
+    )
+
+
 def joint_class_name(has: tuple[int, ...], has_not: tuple[int, ...] = ()) -> str:
     """``joint_class_name((0, 2), (1,))`` is ``"A+C-B"``."""
     return "+".join(ATTRIBUTES[i] for i in has) + "".join(f"-{ATTRIBUTES[j]}" for j in has_not)
@@ -62,30 +110,3 @@ def attribute_indices(names: Sequence[str]) -> tuple[int, ...]:
         if name not in ATTRIBUTES:
             raise ValueError(f"{name!r} is not an attribute of the digits; they are {', '.join(ATTRIBUTES)}")
     return tuple(ATTRIBUTES.index(name) for name in names)
-
-
-def single_positives(labels_matrix: np.ndarray, seed: int | np.random.Generator | None = None) -> np.ndarray:
-    """Keep one positive per row, drawn uniformly among the row's positives.
-
-    Args:
-        labels_matrix: (N, L), nonzero where the attribute is present.
-        seed: an integer, or a ``numpy.random.Generator`` to draw from.
-
-    Returns:
-        (N,) int64, the class index of the one positive that stays observed.
-
-    Raises:
-        ValueError: if the matrix is not two-dimensional or a row has no positive.
-    """
-    positive = np.asarray(labels_matrix) != 0
-    if positive.ndim != 2:
-        raise ValueError(f"labels_matrix must have shape (N, L), got {positive.shape}")
-    without = np.flatnonzero(~positive.any(axis=1))
-    if without.size:
-        raise ValueError(
-            f"every row of labels_matrix needs a positive; {without.size} have none, the first is row {without[0]}"
-        )
-    rng = np.random.default_rng(seed)
-    # The largest of independent uniform keys sits on each positive with the same probability.
-    keys = np.where(positive, rng.random(positive.shape), -1.0)
-    return keys.argmax(axis=1).astype(np.int64)

@@ -1,12 +1,13 @@
 import numpy as np
-import pytest
+import torch
 
 from spml_fast.data.digits import (
     DIGIT_ATTRIBUTES,
     JOINT_CLASSES,
+    PROPERTIES,
+    digit_attributes,
     joint_class_name,
     load_digits,
-    single_positives,
 )
 
 
@@ -39,32 +40,54 @@ def test_joint_classes_split_the_attributes():
         assert sorted(has + has_not) == [0, 1, 2]
 
 
-def test_single_positive_is_a_positive_and_is_seeded():
-    labels = load_digits().labels
-    first = single_positives(labels, seed=3)
-    assert first.dtype == np.int64
-    assert first.shape == (len(labels),)
-    assert labels[np.arange(len(labels)), first].all()
-    np.testing.assert_array_equal(first, single_positives(labels, seed=3))
-    np.testing.assert_array_equal(first, single_positives(labels, np.random.default_rng(3)))
-    assert (first != single_positives(labels, seed=4)).any()
+# --- the digit attributes -------------------------------------------------------------------------
 
 
-def test_single_positive_is_uniform_among_the_positives():
-    labels = np.tile([1, 0, 1, 1], (30_000, 1))
-    share = np.bincount(single_positives(labels, seed=0), minlength=4) / len(labels)
-    np.testing.assert_allclose(share, [1 / 3, 0, 1 / 3, 1 / 3], atol=0.01)
+def test_properties_tell_all_digits_apart():
+    table = np.array([[digit in has for has in PROPERTIES.values()] for digit in range(10)])
+    assert len(PROPERTIES) >= 8
+    assert table.any(axis=1).all()
+    assert len(np.unique(table, axis=0)) == 10
+    assert len(np.unique(table, axis=1).T) == len(PROPERTIES)
+    assert table.any(axis=0).all()
+    assert not table.all(axis=0).any()
 
 
-def test_row_without_positive_is_named():
-    with pytest.raises(ValueError, match="row 1"):
-        single_positives(np.array([[1, 0], [0, 0]]))
+def test_arithmetic_of_the_properties():
+    assert PROPERTIES["prime"] == tuple(d for d in range(10) if d > 1 and all(d % k for k in range(2, d)))
+    assert PROPERTIES["square"] == tuple(d for d in range(10) if round(d**0.5) ** 2 == d)
+    assert PROPERTIES["multiple of three"] == tuple(range(0, 10, 3))
 
 
-def test_labels_matrix_must_be_a_matrix():
-    with pytest.raises(ValueError, match=r"\(N, L\), got \(3,\)"):
-        single_positives(np.array([1, 0, 1]))
+def test_digit_attributes():
+    train, test, validation = digit_attributes(seed=0)
+    assert validation is None
+    assert len(train) + len(test) == 1797
+    assert len(test) == 450
+    assert train.x.shape == (1347, 64)
+    assert train.x.dtype == torch.float32
+    assert train.x.min() == 0
+    assert train.x.max() == 1
+    assert train.names == tuple(PROPERTIES)
+    assert train.labels.any(dim=1).all()
+    assert train.labels.gather(1, train.observed[:, None]).all()
+    assert test.observed is None
 
 
-def test_no_rows():
-    assert single_positives(np.zeros((0, 3)), seed=0).shape == (0,)
+def test_test_digits_are_stratified():
+    train, test, _ = digit_attributes()
+    shares = [split.labels.float().mean(dim=0) for split in (train, test)]
+    torch.testing.assert_close(*shares, rtol=0, atol=0.005)
+
+
+def test_seed_moves_the_observed_labels_alone():
+    first, other = digit_attributes(seed=0), digit_attributes(seed=1)
+    assert torch.equal(first.train.x, other.train.x)
+    assert torch.equal(first.test.x, other.test.x)
+    assert not torch.equal(first.train.observed, other.train.observed)
+
+
+def test_digit_images():
+    vectors, images = digit_attributes().train.x, digit_attributes(images=True).train.x
+    assert images.shape == (1347, 1, 8, 8)
+    torch.testing.assert_close(images.flatten(1), 2 * vectors - 1)
