@@ -1,13 +1,15 @@
 """spml-fast: fused losses and S2M sampling for the single positive setting."""
 
-from . import data, labels, losses, sampling, training
+from typing import Any
+
+from . import data, labels, losses, metrics, sampling, training
 from ._version import __version__
 from .labels import LabelEstimator
 from .losses import fused_linear_loss
 from .losses.batch import *  # noqa: F403
 from .losses.elementwise import *  # noqa: F403
 from .sampling import JointClass, S2MResult, S2MSampler, s2m_sample
-from .training import DensityRatio, train_density_ratio
+from .training import DensityRatio, TrainedClassifier, train_classifier, train_density_ratio
 
 __all__ = [
     "DensityRatio",
@@ -15,15 +17,26 @@ __all__ = [
     "LabelEstimator",
     "S2MResult",
     "S2MSampler",
+    "SPMLModule",  # noqa: F405
+    "SinglePositiveClassifier",  # noqa: F405
+    "TrainedClassifier",
     "__version__",
     "data",
     "fused_linear_loss",
     "labels",
     "losses",
+    "metrics",
     "s2m_sample",
     "sampling",
+    "train_classifier",
     "train_density_ratio",
     "training",
     *losses.batch.__all__,
     *losses.elementwise.__all__,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("SPMLModule", "SinglePositiveClassifier"):
+        return getattr(training, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

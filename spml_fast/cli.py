@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -17,19 +18,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except ModuleNotFoundError as error:
         print(
-            f"spml-fast {options.command}: {error}; install it with: pip install 'spml-fast[demo]'",
+            f"spml-fast {options.command}: {error}; install it with: pip install 'spml-fast[{options.extra}]'",
             file=sys.stderr,
         )
         return 1
-    except (FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError, TypeError, IndexError, FloatingPointError) as error:
         print(f"spml-fast {options.command}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\nspml-fast {options.command}: interrupted{options.after_interrupt}", file=sys.stderr)
+        return 130
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="spml-fast", description="Fused losses and S2M sampling for PyTorch.")
     parser.add_argument("--version", action="version", version=f"spml-fast {__version__}")
+    parser.set_defaults(extra="demo", after_interrupt="")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     info = commands.add_parser("info", help="print versions, devices and instruction sets")
@@ -53,7 +58,70 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--device", default="cpu", help="default: %(default)s")
     sample.add_argument("--out", type=Path, help="picture to write, an .npz beside it (default: in DIR)")
     sample.set_defaults(run=_sample)
+
+    train = commands.add_parser(
+        "train",
+        help="train a multi-label classifier from single positive labels",
+        description="Train a multi-label classifier from single positive labels. Settings come from CONFIG.yaml, "
+        "flags override them. An interrupted run continues when the same command is given again.",
+        epilog="example: spml-fast train --data digits --loss gr --out runs/digits",
+    )
+    train.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="settings; see the README")
+    train.add_argument("--data", metavar="LOADER", help="digits, mulan, arrays, formatted, voc2012, coco2014, ...")
+    train.add_argument("--loss", help="gr, role, an, ... (default: gr)")
+    train.add_argument("--train-mode", choices=("linear", "finetune", "linear_init"), help="default: linear")
+    train.add_argument("--trunk", help="small_cnn, a model of torchvision, or package.module:function")
+    train.add_argument("--epochs", type=int, help="of the linear phase (default: 25)")
+    train.add_argument("--seed", type=int, help="default: 0")
+    train.add_argument("--accelerator", help="auto, cpu, gpu, ... (default: auto)")
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other setting, e.g. --set lr=[0.01,0.001] --set data.folder=mulan --set loss_options.alpha=0.1",
+    )
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
+    train.add_argument("--restart", action="store_true", help="start anew instead of continuing the run in DIR")
+    train.add_argument("--quiet", action="store_true", help="no progress bars")
+    train.set_defaults(run=_train, extra="train", after_interrupt="; the same command continues")
+
+    evaluate = commands.add_parser("evaluate", help="measure the classifier of a finished run again")
+    evaluate.add_argument("folder", type=Path, metavar="RUN", help="folder that spml-fast train wrote")
+    evaluate.add_argument("--data", metavar="LOADER", help="other data than the run's own")
+    evaluate.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="options of those data: data.folder=..."
+    )
+    evaluate.set_defaults(run=_evaluate, extra="train")
     return parser
+
+
+def _train(options: argparse.Namespace) -> None:
+    from .training.config import apply_setting, parse_setting, read_config, run_config, summary
+
+    config = {} if options.config is None else read_config(options.config)
+    for name in ("data", "loss", "train_mode", "trunk", "epochs", "seed", "accelerator"):
+        value = getattr(options, name)
+        if value is not None:
+            config[name] = value
+    for text in options.set:
+        apply_setting(config, *parse_setting(text))
+    result = run_config(config, options.out, resume=not options.restart, progress=not options.quiet)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(f"{summary(result.metrics)}\nreport          {options.out / 'report.html'}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from .training.config import apply_setting, evaluate_run, parse_setting
+
+    config = {"data": options.data}
+    for text in options.set:
+        apply_setting(config, *parse_setting(text))
+    result = evaluate_run(options.folder, config["data"])
+    width = max(map(len, result["ap"]), default=0)
+    for name, value in sorted(result["ap"].items(), key=lambda item: -item[1]):
+        print(f"{name:<{width}} {100 * value:6.2f}")
+    print(f"{'mAP':<{width}} {100 * result['map']:6.2f} on {result['n']} instances")
 
 
 def _info(options: argparse.Namespace) -> None:

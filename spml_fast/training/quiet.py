@@ -20,25 +20,25 @@ from torch.utils.data import (
 
 
 def quiet_trainer(*, progress: bool, **arguments: Any) -> Any:
-    """A ``lightning.Trainer`` on one device without logger, checkpoints, summary or sanity run."""
+    """A ``lightning.Trainer`` on one device without logger, checkpoints, summary or sanity run by default."""
     import lightning
     from lightning.pytorch.callbacks import TQDMProgressBar
 
+    defaults = dict(
+        devices=1,
+        # The bar's default, every step, would fill a log file and slow small networks down.
+        callbacks=[TQDMProgressBar(refresh_rate=50)] if progress else [],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=progress,
+        num_sanity_val_steps=0,
+    )
     with _silence():
-        return lightning.Trainer(
-            devices=1,
-            # The bar's default, every step, would fill a log file and slow small networks down.
-            callbacks=[TQDMProgressBar(refresh_rate=50)] if progress else [],
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=progress,
-            num_sanity_val_steps=0,
-            **arguments,
-        )
+        return lightning.Trainer(**(defaults | arguments))
 
 
-def quiet_fit(trainer: Any, module: Any, *loaders: DataLoader) -> bool:
+def quiet_fit(trainer: Any, module: Any, *loaders: DataLoader, **options: Any) -> bool:
     """``trainer.fit``; whether it ran to its end, so False after Ctrl+C.
 
     Lightning answers Ctrl+C by ignoring further ones and leaving the process with its work. A
@@ -47,7 +47,7 @@ def quiet_fit(trainer: Any, module: Any, *loaders: DataLoader) -> bool:
     handler = signal.getsignal(signal.SIGINT)
     with _silence():
         try:
-            trainer.fit(module, *loaders)
+            trainer.fit(module, *loaders, **options)
         except SystemExit:
             if not trainer.interrupted:
                 raise

@@ -1,0 +1,414 @@
+"""From single positive labels to a multi-label classifier: the linear phase, fine-tuning, LinearInit."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .._version import __version__
+from ..data.base import check_features
+from ..labels import LabelEstimator
+from ..losses import Loss
+from .linear import LinearRun, LinearTask, ResidentFeatures, best_run, fit_linear, stream
+from .model import MultiLabelClassifier, over_rows
+from .prepare import TrainingData, prepare, take
+from .recipe import Recipe
+from .run_folder import RunFolder, fingerprint
+
+if TYPE_CHECKING:
+    from .prepare import Features, Split
+
+
+@dataclass(frozen=True)
+class TrainedClassifier:
+    """What :func:`train_classifier` returns.
+
+    Attributes:
+        model: in eval mode, on the CPU.
+        metrics: what ``metrics.json`` of a run holds.
+        rows: (n,) int64, the rows of the training data that were trained on, the others having validated.
+        train_probabilities: (n, L), what the model says of them: the recovered labels.
+        estimates: (n, L) probabilities of ROLE's label estimator, or None.
+        test_probabilities: (N_test, L), or None without test data.
+        counts: (epochs, 2, bins) of unobserved positives and negatives over predicted probability, where full
+            labels are known, see :func:`spml_fast.metrics.probability_counts`.
+    """
+
+    model: MultiLabelClassifier
+    metrics: dict[str, Any]
+    rows: Tensor
+    train_probabilities: Tensor
+    estimates: Tensor | None = None
+    test_probabilities: Tensor | None = None
+    counts: Tensor | None = None
+
+    def predict_proba(self, x: Features) -> Tensor:
+        """(N, L) probabilities."""
+        return self.model.predict_proba(x)
+
+
+def train_classifier(
+    train: Split,
+    *,
+    test: Split | None = None,
+    validation: float | Split = 0.2,
+    loss: str | Loss | nn.Module = "gr",
+    loss_options: Mapping[str, Any] | None = None,
+    train_mode: str = "linear",
+    trunk: nn.Module | None = None,
+    lr: float | Sequence[float] = (1e-2, 1e-3, 1e-4, 1e-5),
+    batch_size: int | Sequence[int] = (8, 16),
+    epochs: int = 25,
+    finetune_lr: float = 1e-5,
+    finetune_batch_size: int = 16,
+    finetune_epochs: int = 10,
+    head_factor: float = 10.0,
+    expected_positives: float | None = None,
+    pseudo_labels: Tensor | np.ndarray | None = None,
+    validation_labels: str = "full",
+    standardize: bool = False,
+    empty_labels: str = "refuse",
+    names: Sequence[str] = (),
+    watch: bool | None = None,
+    seed: int = 0,
+    accelerator: str = "auto",
+    precision: str = "32-true",
+    workers: int = 0,
+    out: str | Path | None = None,
+    resume: bool = True,
+    progress: bool = True,
+    trainer_options: Mapping[str, Any] | None = None,
+) -> TrainedClassifier:
+    """Train a multi-label classifier from single positive labels.
+
+    The recipes are those of Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021:
+
+    - "linear": a linear classifier on fixed features. Adam; validation mAP chooses learning rate, batch size and
+      epoch;
+    - "finetune": ``trunk`` and a new linear head end to end, the head (and ROLE's label estimates) at ten times
+      the trunk's learning rate;
+    - "linear_init": the linear phase on the features of the trunk as it comes, then end to end from its weights,
+      its label estimates and its loss's state; epochs count on. GR's warm-up with a frozen trunk is the linear
+      phase then.
+
+    Args:
+        train: :class:`spml_fast.data.MultiLabelData`, or a pair (x, observed labels). x is features (N, D), a
+            tensor, an array or a scipy CSR matrix, which stays sparse until it reaches the device; or instances
+            for the trunk, a float tensor (N, ...) or a map-style ``Dataset`` that yields one tensor each. Labels
+            are (N,) integers, the index of the one observed positive (-1: none), or (N, L) with 1 observed
+            positive, 0 unobserved, -1 observed negative.
+        test: the same with full labels (N, L); measured once, at the end.
+        validation: a share of the training rows, or data of its own; 0 for none, which needs a single learning
+            rate and batch size, and keeps the last epoch.
+        loss: a name (see :data:`spml_fast.losses.registry`) or a loss module; ``loss_options`` are its
+            hyper-parameters.
+        trunk: module from x to features (N, F), for "finetune" and "linear_init". It is copied.
+        lr, batch_size, epochs: of the linear phase; sequences make a grid.
+        finetune_lr, finetune_batch_size, finetune_epochs: of fine-tuning; the batch is that of all processes
+            together.
+        head_factor: how many times as fast as the trunk the head learns.
+        expected_positives: k, for EPR, ROLE and GPR: positives per instance. Counted where full labels are known.
+        pseudo_labels: (N, L) in {-1, 0, 1}, for GPR.
+        validation_labels: "full" where known, as in the paper, or "observed": only what annotators gave.
+        standardize: scale features to mean 0 and variance 1 (sparse ones to variance 1) for the linear phase; the
+            classifier returned takes x as it is.
+        empty_labels: "refuse" labels that no training row was observed to have, or "keep" them.
+        names: of the labels, where ``train`` is a pair.
+        watch: follow what is recovered of the training labels, epoch by epoch, where full labels are known: the
+            report's pictures. Default: when ``out`` is given.
+        seed: of starts and batches; the split into training and validation rows does not depend on it.
+        accelerator, precision: of Lightning: "auto", "cpu", "gpu"; "32-true", "bf16-mixed", "16-mixed".
+        workers: processes that load instances.
+        out: folder for ``model.safetensors``, ``metrics.json``, ``predictions.npz``, pictures and ``report.html``,
+            and checkpoints after every epoch.
+        resume: continue an interrupted run in ``out``; False starts anew.
+        progress: show progress bars.
+        trainer_options: more arguments of ``lightning.Trainer`` for fine-tuning: loggers, callbacks, clipping.
+
+    Returns:
+        The classifier, its metrics and its predictions. Under ``torchrun``, the processes share fine-tuning;
+        each returns the same, the first one writes.
+
+    Raises:
+        ValueError, TypeError, IndexError: data or settings that cannot be trained with, before training starts;
+            the message says what was passed, what was expected and where.
+        FloatingPointError: the loss diverged in every run of the grid.
+        KeyboardInterrupt: on Ctrl+C; with ``out``, the same call continues.
+    """
+    given = dict(locals())
+    recipe = Recipe(**{name: given[name] for name in Recipe.__dataclass_fields__})
+    if out is not None:  # what the end needs, now rather than after the training
+        import matplotlib  # noqa: F401
+        import safetensors  # noqa: F401
+    data = prepare(train, test, validation, recipe, names, validation_labels, pseudo_labels)
+    folder = None
+    if out is not None:
+        settings = {name: value for name, value in given.items() if name not in _NOT_SETTINGS}
+        folder = RunFolder(Path(out), fingerprint(settings, data), resume)
+    with torch.random.fork_rng():
+        torch.manual_seed(stream(seed, 4).initial_seed())
+        return _Training(recipe, data, folder).run()
+
+
+_NOT_SETTINGS = (
+    "train", "test", "trunk", "pseudo_labels", "out", "resume", "progress", "workers", "trainer_options", "watch",
+)  # fmt: skip
+"""Arguments that are data, or that a run need not have in common with the one that it continues."""
+
+
+@dataclass
+class _Training:
+    recipe: Recipe
+    data: TrainingData
+    folder: RunFolder | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> TrainedClassifier:
+        recipe, data = self.recipe, self.data
+        trunk = nn.Identity() if recipe.trunk is None else copy.deepcopy(recipe.trunk)
+        runs, chosen, phases, counts = [], None, [], []
+        estimates = None
+        if recipe.has_linear_phase:
+            began = time.perf_counter()
+            x, validation_x = self._features(trunk)
+            scale = _scale(x) if recipe.standardize else None
+            runs = self._fit_linear(x, validation_x, scale)
+            chosen = best_run(runs)
+            head = _head(chosen.weight.cpu(), scale)
+            estimates = chosen.estimates
+            phases += [{"phase": "linear", **record} for record in chosen.epochs]
+            counts += chosen.counts
+            self.seconds["linear"] = time.perf_counter() - began
+        else:
+            head = nn.Linear(self._feature_width(trunk), data.n_labels)
+        model = MultiLabelClassifier(trunk, head)
+        selected = {} if chosen is None else chosen.summary()
+        if recipe.tunes:
+            began = time.perf_counter()
+            end, estimates = self._finetune(model, chosen)
+            phases += [{"phase": "finetune", **record} for record in end.epochs]
+            counts += end.counts
+            selected |= {
+                "finetune_lr": recipe.finetune_lr,
+                "finetune_batch_size": recipe.finetune_batch_size,
+                "epoch": end.epoch,
+                "validation_map": end.validation_map,
+            }
+            self.seconds["finetune"] = time.perf_counter() - began
+        return self._finish(model.eval(), selected, runs, phases, counts, estimates)
+
+    # --- the linear phase -------------------------------------------------------------------------
+
+    def _features(self, trunk: nn.Module) -> tuple[Any, Any]:
+        """Features of training and validation rows, computed once where there is a trunk."""
+        data = self.data
+        parts = [take(data.train.x, data.rows)]
+        if data.validation is not None:
+            parts.append(take(data.validation.x, data.validation_rows))
+        if self.recipe.trunk is not None:
+            trunk.to(self._device())
+            parts = [over_rows(trunk, trunk, part) for part in parts]
+            for part in parts:
+                if part.dim() != 2:
+                    raise ValueError(f"trunk must map x to features (N, F), got {tuple(part.shape)}")
+                check_features(part)
+            trunk.cpu()
+        return parts[0], parts[1] if len(parts) > 1 else None
+
+    def _fit_linear(self, x: Any, validation_x: Any, scale: tuple[Tensor, Tensor] | None) -> list[LinearRun]:
+        recipe, data, device = self.recipe, self.data, self._device()
+        if scale is not None:
+            x, validation_x = (None if part is None else _scaled(part, scale) for part in (x, validation_x))
+        measured = None
+        if validation_x is not None:
+            measured = (ResidentFeatures(validation_x, device), data.validation_labels.to(device))
+        full_labels = data.full_labels if self._watches() else None
+        task = LinearTask(
+            features=ResidentFeatures(x, device),
+            inputs={name: value.to(device) for name, value in data.inputs.items()},
+            n_labels=data.n_labels,
+            make_loss=lambda: self._make_loss().to(device),
+            epochs=recipe.epochs,
+            seed=recipe.seed,
+            validation=measured,
+            full_labels=None if full_labels is None else full_labels.to(device),
+        )
+        folder = self.folder
+        return fit_linear(
+            task,
+            lrs=recipe.lrs,
+            batch_sizes=recipe.batch_sizes,
+            checkpoint=None if folder is None else folder.load_linear(),
+            save=None if folder is None else folder.save_linear,
+            progress=recipe.progress,
+        )
+
+    def _make_loss(self) -> nn.Module:
+        data = self.data
+        return self.recipe.make_loss(len(data.rows), data.n_labels, data.expected_positives)
+
+    def _watches(self) -> bool:
+        recipe = self.recipe
+        watch = self.folder is not None if recipe.watch is None else recipe.watch
+        return watch and self.data.full_labels is not None
+
+    def _device(self) -> torch.device:
+        if self.recipe.accelerator == "cpu" or not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+    # --- fine-tuning ------------------------------------------------------------------------------
+
+    def _feature_width(self, trunk: nn.Module) -> int:
+        features = over_rows(trunk, trunk, take(self.data.train.x, torch.arange(1)))
+        if features.dim() != 2:
+            raise ValueError(f"trunk must map x to features (N, F), got {tuple(features.shape)} for one instance")
+        return features.shape[1]
+
+    def _finetune(self, model: MultiLabelClassifier, chosen: LinearRun | None) -> tuple[Any, Tensor | None]:
+        from .finetune import Rows, finetune
+        from .module import SPMLModule
+
+        recipe, data = self.recipe, self.data
+        loss, estimator = self._make_loss(), None
+        labels = data.inputs["labels"]
+        if "table" in recipe.inputs:
+            source = stream(recipe.seed, 2)
+            estimator = LabelEstimator(labels, n_labels=data.n_labels, generator=source)
+        if chosen is not None:
+            loss.load_state_dict(chosen.loss_state)
+            if estimator is not None:
+                estimator.logits.data.copy_(chosen.estimates)
+        module = SPMLModule(
+            model,
+            loss,
+            estimator=estimator,
+            observed=labels,
+            lr=recipe.finetune_lr,
+            head_factor=recipe.head_factor,
+            first_epoch=recipe.linear_epochs + 1,
+            watch=self._watches(),
+        )
+        validation = None
+        if data.validation is not None:
+            held = data.validation_rows
+            held = torch.arange(len(data.validation)) if held is None else held
+            validation = Rows(data.validation.x, held, {"labels": data.validation_labels})
+        end = finetune(
+            module,
+            Rows(data.train.x, data.rows, data.inputs),
+            validation,
+            epochs=recipe.finetune_epochs,
+            batch_size=recipe.finetune_batch_size,
+            seed=recipe.seed,
+            accelerator=recipe.accelerator,
+            precision=recipe.precision,
+            workers=recipe.workers,
+            checkpoint=None if self.folder is None else self.folder.path / "finetune.ckpt",
+            full_labels=data.full_labels if self._watches() else None,
+            progress=recipe.progress,
+            **(recipe.trainer_options or {}),
+        )
+        return end, None if estimator is None else estimator.logits.detach().cpu()
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def _finish(
+        self,
+        model: MultiLabelClassifier,
+        selected: dict[str, Any],
+        runs: list[LinearRun],
+        epochs: list[dict[str, Any]],
+        counts: list[Tensor],
+        estimates: Tensor | None,
+    ) -> TrainedClassifier:
+        from ..metrics import average_precision, evaluate
+
+        recipe, data = self.recipe, self.data
+        loss = self._make_loss()
+        if isinstance(loss, Loss) and "epoch" in selected:
+            loss.set_epoch(selected["epoch"])
+        model.to(self._device())
+        train_p = model.predict_proba(take(data.train.x, data.rows))
+        test_p = None if data.test is None else model.predict_proba(data.test.x)
+        metrics: dict[str, Any] = {
+            "spml_fast": __version__,
+            "loss": recipe.loss_name,
+            "loss_options": {
+                n: v for n, v in getattr(loss, "hyper", {}).items() if isinstance(v, int | float | str)
+            },
+            "train_mode": recipe.train_mode,
+            "n_train": len(data.rows),
+            "n_validation": 0 if data.validation_labels is None else len(data.validation_labels),
+            "n_labels": data.n_labels,
+            "names": list(data.names),
+            "seed": recipe.seed,
+            "selected": selected,
+            "test": None if test_p is None else evaluate(test_p, data.test.labels, data.names),
+            "recovery": None,
+            "estimates": None,
+            "grid": [run.summary() for run in runs],
+            "epochs": epochs,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+        }
+        if estimates is not None:
+            estimates = estimates.cpu().sigmoid()
+        if data.full_labels is not None:
+            for name, p in (("recovery", train_p), ("estimates", estimates)):
+                if p is not None:
+                    ap = average_precision(p, data.full_labels)
+                    metrics[name] = {
+                        "map": float(ap.mean()),
+                        "ap": dict(zip(data.names, ap.tolist(), strict=True)),
+                    }
+        model.cpu()
+        result = TrainedClassifier(
+            model, metrics, data.rows, train_p, estimates, test_p, torch.stack(counts) if counts else None
+        )
+        if self.folder is not None:
+            self.folder.write(result, data)
+        return result
+
+
+def _scale(x: Any) -> tuple[Tensor, Tensor]:
+    """(mean, standard deviation) of every column; mean 0 for sparse features, which centring would fill."""
+    from sklearn.preprocessing import StandardScaler
+
+    sparse = not isinstance(x, Tensor)
+    scaler = StandardScaler(with_mean=not sparse).fit(x if sparse else x.numpy())
+    deviation = torch.from_numpy(scaler.scale_).float()
+    return torch.zeros_like(deviation) if sparse else torch.from_numpy(scaler.mean_).float(), deviation
+
+
+def _scaled(x: Any, scale: tuple[Tensor, Tensor]) -> Any:
+    mean, deviation = scale
+    return (x - mean) / deviation if isinstance(x, Tensor) else (x @ _diagonal(1 / deviation)).tocsr()
+
+
+def _diagonal(values: Tensor) -> Any:
+    from scipy.sparse import diags
+
+    return diags(values.numpy())
+
+
+def _head(weight: Tensor, scale: tuple[Tensor, Tensor] | None) -> nn.Linear:
+    """The linear layer of weights (L, D + 1) on scaled features, for features as they are."""
+    weight, bias = weight[:, :-1], weight[:, -1]
+    if scale is not None:
+        mean, deviation = scale
+        weight = weight / deviation
+        bias = bias - weight @ mean
+    head = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+    return head

@@ -1,0 +1,84 @@
+"""The multi-label classifier that comes out of a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .._models import eval_mode
+
+if TYPE_CHECKING:
+    from .prepare import Features
+
+PREDICT_ROWS = 256
+
+
+class MultiLabelClassifier(nn.Module):
+    """A trunk and a linear head: x -> logits (N, L).
+
+    Attributes:
+        trunk: x -> features (N, F); the identity for a classifier on features.
+        head: ``torch.nn.Linear(F, L)``.
+    """
+
+    def __init__(self, trunk: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.trunk, self.head = trunk, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.trunk(x))
+
+    def predict_proba(self, x: Features) -> Tensor:
+        """(N, L) probabilities, on the CPU; x is a tensor, an array, a scipy CSR matrix or a ``Dataset``."""
+        return over_rows(lambda batch: self(batch).sigmoid(), self, x)
+
+
+@torch.no_grad()
+def over_rows(function: Any, module: nn.Module, x: Features) -> Tensor:
+    """``function`` of all rows of x, by batches on the module's device, in eval mode; on the CPU, float32."""
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    n = x.shape[0] if hasattr(x, "shape") else len(x)
+    parts = []
+    with eval_mode(module):
+        for first in range(0, max(n, 1), PREDICT_ROWS):
+            rows = range(first, min(first + PREDICT_ROWS, n))
+            if isinstance(x, Tensor | np.ndarray):
+                batch = torch.as_tensor(x[rows.start : rows.stop])
+            elif hasattr(x, "toarray"):
+                batch = torch.from_numpy(x[rows.start : rows.stop].toarray())
+            else:
+                batch = torch.stack([x[row] for row in rows])
+            parts.append(function(batch.to(device, torch.float32)).float().cpu())
+    return torch.cat(parts)
+
+
+def load_classifier(folder: str | Path, trunk: nn.Module | None = None) -> MultiLabelClassifier:
+    """The classifier that a run left in its folder, in eval mode on the CPU.
+
+    Args:
+        folder: ``out`` of :func:`spml_fast.train_classifier`.
+        trunk: a module of the shape that the run's trunk had, for its weights; none for a linear classifier on
+            features.
+
+    Raises:
+        FileNotFoundError: the folder holds no finished run.
+        ValueError: weights that do not fit the trunk.
+    """
+    from safetensors.torch import load_file
+
+    file = Path(folder) / "model.safetensors"
+    if not file.exists():
+        raise FileNotFoundError(f"{file} does not exist: {folder} holds no finished run")
+    state = load_file(file)
+    n_labels, width = state["head.weight"].shape
+    model = MultiLabelClassifier(nn.Identity() if trunk is None else trunk, nn.Linear(width, n_labels))
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        hint = "pass the trunk that it was trained with" if trunk is None else "the trunk has another shape"
+        raise ValueError(f"{file} does not fit: {hint}; {error}") from error
+    return model.eval()

@@ -1,0 +1,266 @@
+"""The data of a training: splits in any form that users have them in, checked and put into one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from ..data.base import MultiLabelData, check_features, check_labels_observed, check_rows_observed, check_training
+from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+    Features = Tensor | np.ndarray | csr_matrix | Dataset
+    Split = MultiLabelData | tuple[Features, Tensor | np.ndarray]
+
+SPLIT_SEED = 1200
+"""Of the split into training and validation rows, in the paper's code."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Checked data: training rows, validation and test, with the labels that each part may see."""
+
+    train: MultiLabelData
+    rows: Tensor
+    validation: MultiLabelData | None
+    validation_rows: Tensor | None
+    validation_labels: Tensor | None
+    test: MultiLabelData | None
+    inputs: dict[str, Tensor]
+    expected_positives: float | None
+    names: tuple[str, ...]
+
+    @property
+    def n_labels(self) -> int:
+        return len(self.names)
+
+    @property
+    def full_labels(self) -> Tensor | None:
+        return None if self.train.labels is None else self.train.labels[self.rows]
+
+
+def prepare(
+    train: Split,
+    test: Split | None,
+    validation: float | Split,
+    recipe: Recipe,
+    names: Sequence[str],
+    validation_labels: str,
+    pseudo_labels: Tensor | np.ndarray | None,
+) -> TrainingData:
+    """Check everything that can be checked before a training; see :func:`spml_fast.train_classifier`."""
+    if validation_labels not in ("full", "observed"):
+        raise ValueError(f"validation_labels must be 'full' or 'observed', got {validation_labels!r}")
+    test = None if test is None else _full_split(test, "test")
+    train = _training_split(train, names, test, recipe.needs_full_labels)
+    held_out = None if isinstance(validation, int | float) else _full_split(validation, "validation")
+    for what, split in (("test", test), ("validation", held_out)):
+        if split is not None:
+            with _located(what):
+                _check_goes_with(split, train)
+    if test is not None and test.labels is None:
+        raise ValueError("test: full labels (N, L) are needed to measure by")
+    _check_kind(train.x, recipe)
+    taught = _taught_labels(train, recipe)
+
+    rows, held = torch.arange(len(train)), None
+    if held_out is None:
+        rows, held = _split_rows(len(train), float(validation))
+        held_out = None if held is None else train
+    if held_out is None and recipe.has_linear_phase and len(recipe.lrs) * len(recipe.batch_sizes) > 1:
+        raise ValueError("without validation there is nothing to choose by: pass one lr and one batch_size")
+    measured = None
+    if held_out is not None:
+        full = held_out.labels is not None and validation_labels == "full"
+        measured = held_out.labels if full else _positives(held_out.observed, train.n_labels)
+        measured = measured if held is None else measured[held]
+
+    positives = recipe.expected_positives
+    if positives is None and train.labels is not None:
+        positives = float(train.labels[rows].sum(1).float().mean())
+    inputs = {"labels": taught[rows]}
+    if "full_labels" in recipe.inputs:
+        inputs["full_labels"] = train.labels[rows]
+    if recipe.loss_name == "gpr":
+        inputs["pseudo_labels"] = _checked_pseudo_labels(pseudo_labels, (len(train), train.n_labels))[rows]
+    recipe.make_loss(len(rows), train.n_labels, positives)  # its complaints come before training
+    return TrainingData(train, rows, held_out, held, measured, test, inputs, positives, tuple(train.names))
+
+
+@contextmanager
+def _located(what: str, advice: str = "") -> Iterator[None]:
+    """Says whose data an error speaks of, and what may be done."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError) as error:
+        raise type(error)(f"{what}: {error}{advice}") from error
+
+
+def _check_goes_with(split: MultiLabelData, train: MultiLabelData) -> None:
+    check_features(split.x)
+    if split.n_labels != train.n_labels:
+        raise ValueError(f"there are {split.n_labels} labels, the training data have {train.n_labels}")
+    if _width(split.x) != _width(train.x):
+        raise ValueError(f"x has rows of shape {_width(split.x)}, the training data of {_width(train.x)}")
+
+
+def _taught_labels(train: MultiLabelData, recipe: Recipe) -> Tensor:
+    """The labels that the loss is called with, once they are known to be good for it."""
+    loss = recipe.loss_name
+    if (recipe.needs_full_labels or "full_labels" in recipe.inputs) and train.labels is None:
+        raise ValueError(f"train: loss {loss!r} needs full labels; the training data have none")
+    with _located("train"):
+        if recipe.needs_full_labels:
+            check_features(train.x)
+        else:
+            check_training(train)
+    taught = train.labels if recipe.needs_full_labels else train.observed
+    if recipe.needs_observed:
+        with _located("train", f"; loss {loss!r} learns nothing from such rows: leave them out"):
+            check_rows_observed(taught)
+    if recipe.empty_labels == "refuse":
+        with _located("train", "; leave them out, or train the others with empty_labels='keep'"):
+            check_labels_observed(taught, train.names)
+    return taught
+
+
+def _checked_pseudo_labels(pseudo_labels: Tensor | np.ndarray | None, shape: tuple[int, int]) -> Tensor:
+    if pseudo_labels is None:
+        raise ValueError("loss 'gpr' needs pseudo_labels (N, L) in {-1, 0, 1}")
+    pseudo_labels = torch.as_tensor(pseudo_labels)
+    if tuple(pseudo_labels.shape) != shape:
+        raise ValueError(f"pseudo_labels must have shape {shape}, got {tuple(pseudo_labels.shape)}")
+    _check_values(pseudo_labels, (1, 0, -1), "pseudo_labels")
+    return pseudo_labels.float()
+
+
+def _check_values(labels: Tensor, allowed: tuple[int, ...], what: str) -> None:
+    wrong = (~torch.isin(labels, torch.tensor(allowed, dtype=labels.dtype))).nonzero()
+    if len(wrong):
+        row, column = wrong[0].tolist()
+        expected = ", ".join(map(str, allowed))
+        raise ValueError(f"{what}[{row}, {column}] is {labels[row, column].item()}; expected one of {expected}")
+
+
+def _as_x(x: Any, what: str) -> Any:
+    if isinstance(x, np.ndarray):
+        x = torch.from_numpy(x)
+    if isinstance(x, Tensor):
+        if x.dim() < 2:
+            raise ValueError(f"{what}: x must have shape (N, D) or (N, ...), got {tuple(x.shape)}")
+        return x.detach().cpu().float()
+    if hasattr(x, "tocsr"):
+        return x.tocsr()
+    if isinstance(x, Dataset) or (hasattr(x, "__len__") and hasattr(x, "__getitem__") and not isinstance(x, list)):
+        return x
+    raise TypeError(
+        f"{what}: x must be a tensor, an array, a scipy sparse matrix or a Dataset, got {type(x).__name__}"
+    )
+
+
+def _pair(value: Any, what: str) -> tuple[Any, Tensor]:
+    try:
+        x, labels = value
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{what} must be MultiLabelData or a pair (x, labels), got {type(value).__name__}"
+        ) from None
+    if not isinstance(labels, Tensor | np.ndarray):
+        raise TypeError(f"{what}: labels must be a tensor or an array, got {type(labels).__name__}")
+    return _as_x(x, what), torch.as_tensor(labels).detach().cpu()
+
+
+def _training_split(train: Any, names: Sequence[str], test: MultiLabelData | None, full: bool) -> MultiLabelData:
+    if isinstance(train, MultiLabelData):
+        if names and tuple(names) != tuple(train.names):
+            raise ValueError("names are part of the training data already")
+        return train
+    if full:
+        return _full_split(train, "train", names)
+    x, observed = _pair(train, "train")
+    if observed.dim() == 1 and not observed.is_floating_point() and observed.dtype != torch.bool:
+        observed = observed.long()
+        if not names:
+            n_labels = test.n_labels if test is not None else int(observed.max()) + 1 if len(observed) else 0
+            names = tuple(map(str, range(n_labels)))
+    elif observed.dim() != 2:
+        raise ValueError(
+            f"train: labels must be (N,) integers or (N, L), got {observed.dtype} of shape {tuple(observed.shape)}"
+        )
+    elif observed.dtype == torch.bool:
+        observed = observed.to(torch.int8)
+    else:
+        _check_values(observed, (1, 0, -1), "train: labels")
+        observed = observed.to(torch.int8)
+    with _located("train"):
+        return MultiLabelData(x, observed=observed, names=tuple(names))
+
+
+def _full_split(split: Any, what: str, names: Sequence[str] = ()) -> MultiLabelData:
+    if isinstance(split, MultiLabelData):
+        return split
+    x, labels = _pair(split, what)
+    if labels.dim() != 2:
+        raise ValueError(f"{what}: full labels must have shape (N, L), got {tuple(labels.shape)}")
+    if labels.dtype != torch.bool:
+        _check_values(labels, (1, 0), f"{what}: labels")
+    with _located(what):
+        return MultiLabelData(x, labels=labels.bool(), names=tuple(names))
+
+
+def _width(x: Any) -> tuple[int, ...]:
+    return tuple(x.shape[1:]) if hasattr(x, "shape") else tuple(x[0].shape)
+
+
+def _check_kind(x: Any, recipe: Recipe) -> None:
+    is_features = hasattr(x, "shape") and len(x.shape) == 2
+    if recipe.trunk is None and not is_features:
+        raise ValueError(
+            f"train: x must be features (N, D) for a linear classifier, got rows of shape {_width(x)}; pass a "
+            "trunk that computes features"
+        )
+    if recipe.tunes and hasattr(x, "indptr"):
+        raise ValueError(
+            "train: a trunk cannot be tuned on sparse features; densify them or use train_mode='linear'"
+        )
+
+
+def _split_rows(n: int, share: float) -> tuple[Tensor, Tensor | None]:
+    if not 0 <= share < 1:
+        raise ValueError(f"validation must be a share of the training rows in [0, 1), or data, got {share}")
+    held = math.ceil(share * n)
+    if held == 0:
+        return torch.arange(n), None
+    if held >= n:
+        raise ValueError(f"validation={share} of {n} rows leaves none to train on")
+    from sklearn.model_selection import train_test_split
+
+    rows, held_rows = train_test_split(np.arange(n), test_size=held, random_state=SPLIT_SEED)
+    return torch.from_numpy(np.sort(rows)), torch.from_numpy(np.sort(held_rows))
+
+
+def _positives(observed: Tensor, n_labels: int) -> Tensor:
+    """(N, L) bool of either form."""
+    if observed.dim() == 2:
+        return observed == 1
+    return observed[:, None] == torch.arange(n_labels)
+
+
+def take(x: Any, rows: Tensor | None) -> Any:
+    if rows is None:
+        return x
+    if isinstance(x, Tensor):
+        return x[rows]
+    if hasattr(x, "indptr"):
+        return x[rows.numpy()]
+    return Subset(x, rows.tolist())
