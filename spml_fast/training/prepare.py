@@ -75,7 +75,7 @@ def prepare(
 
     rows, held = torch.arange(len(train)), None
     if held_out is None:
-        rows, held = _split_rows(len(train), float(validation))
+        rows, held = split_rows(len(train), float(validation))
         held_out = None if held is None else train
     if held_out is None and recipe.has_linear_phase and len(recipe.lrs) * len(recipe.batch_sizes) > 1:
         raise ValueError("without validation there is nothing to choose by: pass one lr and one batch_size")
@@ -235,7 +235,7 @@ def _check_kind(x: Any, recipe: Recipe) -> None:
         )
 
 
-def _split_rows(n: int, share: float) -> tuple[Tensor, Tensor | None]:
+def split_rows(n: int, share: float) -> tuple[Tensor, Tensor | None]:
     if not 0 <= share < 1:
         raise ValueError(f"validation must be a share of the training rows in [0, 1), or data, got {share}")
     held = math.ceil(share * n)

@@ -118,32 +118,54 @@ class Recipe:
     def _loss(self) -> Any:
         return registry[self.loss] if isinstance(self.loss, str) else self.loss
 
-    def make_loss(self, n_samples: int, n_labels: int, positives: float | None) -> nn.Module:
+    def make_loss(self, n_samples: int, n_labels: int, expected_positives: float | None) -> nn.Module:
         """A new loss module, what it has to know of the data filled in."""
         if not isinstance(self.loss, str):
             return copy.deepcopy(self.loss)
-        cls, options = registry[self.loss], dict(self.loss_options or {})
-        own = set(inspect.signature(cls.__init__).parameters)
-        takes = own | set(inspect.signature(cls.function).parameters)
-        total = self.linear_epochs + (self.finetune_epochs if self.tunes else 0)
-        known = {"n_samples": n_samples, "n_labels": n_labels, "epochs": total}
-        for name, value in known.items():
-            if name in own:
-                options.setdefault(name, value)
-        if self.loss in ("gr", "gpr") and self.train_mode == "linear_init":
-            options.setdefault("warmup", self.linear_epochs)
-        if self.loss == "em_apl":
-            options.setdefault("warmup", max(1, min(5, options["epochs"] // 2)))
-        if "expected_positives" in takes and positives is not None:
-            options.setdefault("expected_positives", positives)
-        if self.loss in ("epr", "role") and "expected_positives" not in options:
-            raise ValueError(
-                f"loss {self.loss!r} needs expected_positives, k: how many positives an instance has on average "
-                "(1.5 on VOC, 2.9 on COCO); it is counted where full labels are known"
-            )
-        if "sync" in own and int(os.environ.get("WORLD_SIZE", 1)) > 1:
-            options.setdefault("sync", True)
-        loss = make(self.loss, **options)
-        if loss.hyper.get("reduction") == "none":
-            raise ValueError("loss_options: a loss to train with is a number; reduction='none' leaves a matrix")
-        return loss
+        return build_loss(
+            self.loss,
+            self.loss_options or {},
+            n_samples=n_samples,
+            n_labels=n_labels,
+            epochs=self.linear_epochs + (self.finetune_epochs if self.tunes else 0),
+            frozen_epochs=self.linear_epochs if self.tunes else 0,
+            expected_positives=expected_positives,
+        )
+
+
+def build_loss(
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    n_samples: int,
+    n_labels: int,
+    epochs: int,
+    frozen_epochs: int = 0,
+    expected_positives: float | None = None,
+) -> Loss:
+    """The loss of this name for a training of so many rows, labels and epochs, where ``options`` do not say.
+
+    The trunk is frozen in the first ``frozen_epochs``, GR's warm-up.
+    """
+    cls, options = registry[name], dict(options)
+    own = set(inspect.signature(cls.__init__).parameters)
+    for key, value in {"n_samples": n_samples, "n_labels": n_labels, "epochs": epochs}.items():
+        if key in own:
+            options.setdefault(key, value)
+    if name in ("gr", "gpr"):
+        options.setdefault("warmup", frozen_epochs)
+    if name == "em_apl":
+        options.setdefault("warmup", max(1, min(5, options["epochs"] // 2)))
+    if "expected_positives" in inspect.signature(cls.function).parameters and expected_positives is not None:
+        options.setdefault("expected_positives", expected_positives)
+    if name in ("epr", "role") and "expected_positives" not in options:
+        raise ValueError(
+            f"loss {name!r} needs expected_positives, k: how many positives an instance has on average "
+            "(1.5 on VOC, 2.9 on COCO); it is counted where full labels are known"
+        )
+    if "sync" in own and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        options.setdefault("sync", True)
+    loss = make(name, **options)
+    if loss.hyper.get("reduction") == "none":
+        raise ValueError("loss_options: a loss to train with is a number; reduction='none' leaves a matrix")
+    return loss
