@@ -4,8 +4,9 @@
 #     STEPS="build sanitize bench" bench/gpu_check.sh --quick        # arguments go to the benchmarks
 #     STEPS="test" bench/gpu_check.sh                                # thousands of small tests: a call of their own
 #
-# Without STEPS all of them run, as far as time goes. Logs and results go to $OUT (default gpu_check_out). Every step runs, whatever became of the ones before it, as
-# long as time is left of $BUDGET_S seconds; the last lines are the steps' return codes (124: out of time).
+# Without STEPS all of them run, as far as time goes. Logs and results go to $OUT (default gpu_check_out). Every
+# step runs, whatever became of the ones before it, as long as time is left of $BUDGET_S seconds; the last lines are
+# the steps' return codes (124: out of time).
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
@@ -110,6 +111,13 @@ for dtype in (torch.float32, torch.bfloat16, torch.float64):
                         "gpr": (matrix, rows)}.get(name, ())
                 for labels in (matrix,) if name in ("bce", "bce_ls") else (index, matrix):
                     module(z, labels, *more).mul(2).backward()
+
+# The step of a linear layer: tiles with remainders in every direction.
+for dtype in (torch.float32, torch.float64):
+    for n, k, d in ((1, 1, 1), (8, 20, 2049), (13, 77, 130)):
+        states = [torch.zeros(k, d, device="cuda", dtype=dtype) for _ in range(3)]
+        grad, x = (torch.randn(n, m, device="cuda", dtype=dtype) for m in (k, d))
+        _ops.adam_linear_(*states, grad, x, torch.full((k,), 1e-3, device="cuda", dtype=dtype), 1)
 torch.cuda.synchronize()
 print("every kernel ran")
 '
@@ -132,6 +140,8 @@ cpu="$(device_file cpu).json"
 step bench "losses, GPU" 200 bench.log python3 bench/loss_throughput.py --device cuda --compile gr \
   --json "$OUT/losses_$gpu" "$@"
 step bench "sampling, GPU" 120 bench.log python3 bench/imh_throughput.py --device cuda --json "$OUT/imh_$gpu" "$@"
+step bench "training, GPU" 90 bench.log python3 bench/training_throughput.py --device cuda \
+  --json "$OUT/training_$gpu" "$@"
 step bench "losses, CPU" 90 bench.log python3 bench/loss_throughput.py --json "$OUT/losses_$cpu" --quick
 step bench "sampling, CPU" 90 bench.log python3 bench/imh_throughput.py --json "$OUT/imh_$cpu" "$@"
 step test tests 560 tests.log python3 -m pytest tests -q -p no:cacheprovider

@@ -12,9 +12,9 @@ a DataLoader, ``torch.nn.Linear``, the loss as its authors wrote it, Adam; its e
 bce, bce_ls and iun know the full labels: ceilings. iu has an observed negative beside the positive, as in the
 paper. gpr needs pseudo-labels from a vision-language model and is left out.
 
-Rows of ``--json`` (a run that was interrupted continues): set, loss, seed, lr, epoch, test_map, recovery_map (of the
-training labels), estimates_map (of ROLE's estimates), seconds (all learning rates), eager_test_map, eager_seconds
-(one learning rate), device, device_name, threads.
+Rows of ``--json`` (a run that was interrupted continues): set, loss, seed, lr, epoch, test_map, recovery_map (of
+the training labels), estimates_map (of ROLE's estimates), seconds (all learning rates), eager_test_map,
+eager_seconds (one learning rate), device, device_name, threads.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from .chains import ChainState, s2m_log_weight
 from .diagnostics import Diagnostics
+from .multilabel import MultiLabelDensityRatio
 from .proposals import DrawLatents
 from .s2m import S2MResult, S2MSampler, s2m_sample
 from .targets import JointClass, Targets, pack_targets
@@ -11,6 +12,7 @@ __all__ = [
     "Diagnostics",
     "DrawLatents",
     "JointClass",
+    "MultiLabelDensityRatio",
     "S2MResult",
     "S2MSampler",
     "Targets",

@@ -84,6 +84,7 @@ def train_classifier(
     precision: str = "32-true",
     workers: int = 0,
     out: str | Path | None = None,
+    title: str | None = None,
     resume: bool = True,
     progress: bool = True,
     trainer_options: Mapping[str, Any] | None = None,
@@ -130,6 +131,7 @@ def train_classifier(
         workers: processes that load instances.
         out: folder for ``model.safetensors``, ``metrics.json``, ``predictions.npz``, pictures and ``report.html``,
             and checkpoints after every epoch.
+        title: what the report calls the data.
         resume: continue an interrupted run in ``out``; False starts anew.
         progress: show progress bars.
         trainer_options: more arguments of ``lightning.Trainer`` for fine-tuning: loggers, callbacks, clipping.
@@ -156,11 +158,12 @@ def train_classifier(
         folder = RunFolder(Path(out), fingerprint(settings, data), resume)
     with torch.random.fork_rng():
         torch.manual_seed(stream(seed, 4).initial_seed())
-        return _Training(recipe, data, folder).run()
+        return _Training(recipe, data, folder, title).run()
 
 
 _NOT_SETTINGS = (
-    "train", "test", "trunk", "pseudo_labels", "out", "resume", "progress", "workers", "trainer_options", "watch",
+    "train", "test", "trunk", "pseudo_labels", "out", "title", "resume", "progress", "workers", "trainer_options",
+    "watch",
 )  # fmt: skip
 """Arguments that are data, or that a run need not have in common with the one that it continues."""
 
@@ -170,6 +173,7 @@ class _Training:
     recipe: Recipe
     data: TrainingData
     folder: RunFolder | None
+    title: str | None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> TrainedClassifier:
@@ -179,9 +183,7 @@ class _Training:
         estimates = None
         if recipe.has_linear_phase:
             began = time.perf_counter()
-            x, validation_x = self._features(trunk)
-            scale = _scale(x) if recipe.standardize else None
-            runs = self._fit_linear(x, validation_x, scale)
+            runs, scale = self._linear_phase(trunk)
             chosen = best_run(runs)
             head = _head(chosen.weight.cpu(), scale)
             estimates = chosen.estimates
@@ -216,7 +218,7 @@ class _Training:
             parts.append(take(data.validation.x, data.validation_rows))
         if self.recipe.trunk is not None:
             trunk.to(self._device())
-            parts = [over_rows(trunk, trunk, part) for part in parts]
+            parts = [over_rows(trunk, trunk, part, self.recipe.workers) for part in parts]
             for part in parts:
                 if part.dim() != 2:
                     raise ValueError(f"trunk must map x to features (N, F), got {tuple(part.shape)}")
@@ -224,8 +226,14 @@ class _Training:
             trunk.cpu()
         return parts[0], parts[1] if len(parts) > 1 else None
 
-    def _fit_linear(self, x: Any, validation_x: Any, scale: tuple[Tensor, Tensor] | None) -> list[LinearRun]:
-        recipe, data, device = self.recipe, self.data, self._device()
+    def _linear_phase(self, trunk: nn.Module) -> tuple[list[LinearRun], tuple[Tensor, Tensor] | None]:
+        """The runs of the grid, and the scale of the features that they were trained on."""
+        recipe, data, folder, device = self.recipe, self.data, self.folder, self._device()
+        checkpoint = None if folder is None else folder.load_linear()
+        if checkpoint and len(checkpoint["finished"]) == len(recipe.lrs) * len(recipe.batch_sizes):
+            return [LinearRun(**saved) for saved in checkpoint["finished"]], checkpoint["scale"]
+        x, validation_x = self._features(trunk)
+        scale = _scale(x) if recipe.standardize else None
         if scale is not None:
             x, validation_x = (None if part is None else _scaled(part, scale) for part in (x, validation_x))
         measured = None
@@ -242,15 +250,15 @@ class _Training:
             validation=measured,
             full_labels=None if full_labels is None else full_labels.to(device),
         )
-        folder = self.folder
-        return fit_linear(
+        runs = fit_linear(
             task,
             lrs=recipe.lrs,
             batch_sizes=recipe.batch_sizes,
-            checkpoint=None if folder is None else folder.load_linear(),
-            save=None if folder is None else folder.save_linear,
+            checkpoint=checkpoint,
+            save=None if folder is None else lambda state: folder.save_linear(state | {"scale": scale}),
             progress=recipe.progress,
         )
+        return runs, scale
 
     def _make_loss(self) -> nn.Module:
         data = self.data
@@ -338,10 +346,11 @@ class _Training:
         if isinstance(loss, Loss) and "epoch" in selected:
             loss.set_epoch(selected["epoch"])
         model.to(self._device())
-        train_p = model.predict_proba(take(data.train.x, data.rows))
-        test_p = None if data.test is None else model.predict_proba(data.test.x)
+        train_p = model.predict_proba(take(data.train.x, data.rows), recipe.workers)
+        test_p = None if data.test is None else model.predict_proba(data.test.x, recipe.workers)
         metrics: dict[str, Any] = {
             "spml_fast": __version__,
+            "data": self.title,
             "loss": recipe.loss_name,
             "loss_options": {
                 n: v for n, v in getattr(loss, "hyper", {}).items() if isinstance(v, int | float | str)

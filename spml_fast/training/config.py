@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import data as loaders
 from ..metrics import evaluate
 from .checkpoint import write_atomically
@@ -19,7 +21,17 @@ from .report import write_report
 from .run_folder import write_results
 from .trunks import make_trunk
 
-OF_THE_CALLER = ("train", "test", "names", "pseudo_labels", "out", "resume", "progress", "trainer_options")
+OF_THE_CALLER = (
+    "train",
+    "test",
+    "names",
+    "pseudo_labels",
+    "out",
+    "title",
+    "resume",
+    "progress",
+    "trainer_options",
+)
 KEYS = ("data", *(name for name in inspect.signature(train_classifier).parameters if name not in OF_THE_CALLER))
 """Keys of a configuration: "data", a mapping with "loader" and its options or the loader's name alone, and the
 arguments of :func:`spml_fast.train_classifier`."""
@@ -124,13 +136,19 @@ def run_config(
     arguments = dict(config)
     if "data" not in arguments:
         raise ValueError("the configuration does not say what data to train on: data is missing")
-    splits = load_data(arguments.pop("data"))
+    spec = arguments.pop("data")
+    splits = load_data(spec)
+    title = (
+        spec if isinstance(spec, str) else " ".join(str(spec[key]) for key in ("loader", "name") if key in spec)
+    )
     if arguments.get("trunk") is not None:
-        arguments["trunk"] = make_trunk(arguments["trunk"])
+        with torch.random.fork_rng():
+            torch.manual_seed(arguments.get("seed", 0))
+            arguments["trunk"] = make_trunk(arguments["trunk"])
     if splits.validation is not None:
         arguments.setdefault("validation", splits.validation)
     result = train_classifier(
-        splits.train, test=splits.test, out=out, resume=resume, progress=progress, **arguments
+        splits.train, test=splits.test, out=out, title=title, resume=resume, progress=progress, **arguments
     )
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     write_atomically(Path(out) / FILE, lambda part: part.write_text(text))

@@ -387,7 +387,7 @@ def best_run(runs: Sequence[LinearRun]) -> LinearRun:
     if not finite:
         tried = ", ".join(f"lr {run.lr:g} with batches of {run.batch_size}" for run in runs)
         raise FloatingPointError(
-            f"the weights became NaN or infinite in every run of the grid ({tried}): try smaller learning rates, or "
-            "scale the features (standardize=True)"
+            f"the weights became NaN or infinite in every run of the grid ({tried}): try smaller learning rates, "
+            "or scale the features (standardize=True)"
         )
     return max(finite, key=lambda run: -1.0 if run.validation_map is None else run.validation_map)

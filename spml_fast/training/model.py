@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from .._models import eval_mode
 
 if TYPE_CHECKING:
     from .prepare import Features
 
-PREDICT_ROWS = 256
+PREDICT_ROWS = 64
+"""Rows that go through a network at once."""
 
 
 class MultiLabelClassifier(nn.Module):
@@ -32,28 +34,29 @@ class MultiLabelClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.trunk(x))
 
-    def predict_proba(self, x: Features) -> Tensor:
-        """(N, L) probabilities, on the CPU; x is a tensor, an array, a scipy CSR matrix or a ``Dataset``."""
-        return over_rows(lambda batch: self(batch).sigmoid(), self, x)
+    def predict_proba(self, x: Features, workers: int = 0) -> Tensor:
+        """(N, L) probabilities, on the CPU; x is a tensor, an array, a scipy CSR matrix or a ``Dataset``, which
+        ``workers`` processes load."""
+        return over_rows(lambda batch: self(batch).sigmoid(), self, x, workers)
 
 
 @torch.no_grad()
-def over_rows(function: Any, module: nn.Module, x: Features) -> Tensor:
+def over_rows(function: Callable[[Tensor], Tensor], module: nn.Module, x: Features, workers: int = 0) -> Tensor:
     """``function`` of all rows of x, by batches on the module's device, in eval mode; on the CPU, float32."""
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    n = x.shape[0] if hasattr(x, "shape") else len(x)
-    parts = []
     with eval_mode(module):
-        for first in range(0, max(n, 1), PREDICT_ROWS):
-            rows = range(first, min(first + PREDICT_ROWS, n))
-            if isinstance(x, Tensor | np.ndarray):
-                batch = torch.as_tensor(x[rows.start : rows.stop])
-            elif hasattr(x, "toarray"):
-                batch = torch.from_numpy(x[rows.start : rows.stop].toarray())
-            else:
-                batch = torch.stack([x[row] for row in rows])
-            parts.append(function(batch.to(device, torch.float32)).float().cpu())
-    return torch.cat(parts)
+        return torch.cat(
+            [function(batch.to(device, torch.float32)).float().cpu() for batch in _batches(x, workers)]
+        )
+
+
+def _batches(x: Features, workers: int) -> Iterator[Tensor]:
+    if not hasattr(x, "shape"):
+        yield from DataLoader(x, PREDICT_ROWS, num_workers=workers)
+        return
+    for first in range(0, max(x.shape[0], 1), PREDICT_ROWS):  # at least one batch, which gives the shape
+        rows = x[first : first + PREDICT_ROWS]
+        yield torch.as_tensor(rows.toarray() if hasattr(rows, "toarray") else rows)
 
 
 def load_classifier(folder: str | Path, trunk: nn.Module | None = None) -> MultiLabelClassifier:
