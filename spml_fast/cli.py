@@ -97,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(options: argparse.Namespace) -> None:
+    if options.restart:
+        options.after_interrupt = "; the same command without --restart continues"
     from .training.config import apply_setting, parse_setting, read_config, run_config, summary
 
     config = {} if options.config is None else read_config(options.config)
@@ -116,7 +118,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     config = {"data": options.data}
     for text in options.set:
-        apply_setting(config, *parse_setting(text))
+        path, value = parse_setting(text)
+        if path[0] != "data":
+            raise ValueError(f"--set {text}: only the data can be set; the rest is the run's own")
+        apply_setting(config, path, value)
     result = evaluate_run(options.folder, config["data"])
     width = max(map(len, result["ap"]), default=0)
     for name, value in sorted(result["ap"].items(), key=lambda item: -item[1]):

@@ -5,9 +5,10 @@ And what everyone who takes such data checks: :func:`check_training` and the fun
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -26,13 +27,18 @@ SPLITS = ("train", "test", "validation")
 class MultiLabelData:
     """One split of a multi-label data set.
 
+    Arrays are taken as tensors, numbers as float32, other sparse formats as CSR.
+
     Attributes:
         x: features (N, D), a float32 tensor or a scipy CSR matrix, which stays sparse; or images, a tensor
             (N, C, H, W), float32, or a map-style ``Dataset`` that yields (C, H, W) float32 tensors.
         labels: full labels (N, L) bool, or None where nobody knows them.
         observed: what training may see: (N,) int64, the index of the one observed positive (-1: none), or (N, L)
             int8 with 1 observed positive, 0 unobserved, -1 observed negative. None: not meant for training.
-        names: of the L labels; "0", "1", ... unless given.
+        names: of the L labels, each once; "0", "1", ... unless given.
+
+    Raises:
+        ValueError, TypeError: parts that do not fit together or are of another kind.
     """
 
     x: Tensor | csr_matrix | Dataset
@@ -41,10 +47,16 @@ class MultiLabelData:
     names: Sequence[str] = field(default=())
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "x", as_x(self.x))
         n = len(self)
         for name in ("labels", "observed"):
             value = getattr(self, name)
-            if value is not None and len(value) != n:
+            if value is None:
+                continue
+            if not isinstance(value, Tensor | np.ndarray):
+                raise TypeError(f"{name} must be a tensor or an array, got {type(value).__name__}")
+            object.__setattr__(self, name, torch.as_tensor(value).detach().cpu())
+            if len(value) != n:
                 raise ValueError(f"{name} has {len(value)} rows, x has {n}")
         if self.labels is not None and (self.labels.dim() != 2 or self.labels.dtype != torch.bool):
             raise ValueError(
@@ -55,6 +67,9 @@ class MultiLabelData:
             object.__setattr__(self, "names", tuple(map(str, range(n_labels))))
         if n_labels is not None and len(self.names) != n_labels:
             raise ValueError(f"there are {n_labels} labels and {len(self.names)} names")
+        repeated = sorted(name for name, count in Counter(self.names).items() if count > 1)
+        if repeated:
+            raise ValueError(f"names of labels must differ; {repeated[0]!r} stands for several")
 
     def __len__(self) -> int:
         return self.x.shape[0] if hasattr(self.x, "shape") else len(self.x)
@@ -74,6 +89,37 @@ class MultiLabelData:
             if value is not None and value.dim() == 2:
                 return value.shape[1]
         return None
+
+
+def as_x(x: Any) -> Tensor | csr_matrix | Dataset:
+    """x in one of the forms that :class:`MultiLabelData` has.
+
+    Raises:
+        ValueError, TypeError: it can be brought into none of them.
+    """
+    if isinstance(x, np.ndarray):
+        if x.dtype.kind not in "biuf":
+            raise TypeError(f"x must hold real numbers, got an array of {x.dtype}")
+        x = torch.from_numpy(x)
+    if isinstance(x, Tensor):
+        if x.is_complex():
+            raise TypeError(f"x must hold real numbers, got {x.dtype}")
+        if x.dim() < 2:
+            raise ValueError(f"x must have shape (N, D) or (N, ...), got {tuple(x.shape)}")
+        return x.detach().cpu().float()
+    if hasattr(x, "tocsr"):
+        if x.dtype.kind not in "biuf":
+            raise TypeError(f"x must hold real numbers, got a matrix of {x.dtype}")
+        x = x.tocsr()
+        if x.dtype == np.float32 and x.has_canonical_format:
+            return x
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused as infinite
+            x = x.astype(np.float32, copy=True)
+        x.sum_duplicates()
+        return x
+    if isinstance(x, Dataset) or (hasattr(x, "__len__") and hasattr(x, "__getitem__") and not isinstance(x, list)):
+        return x
+    raise TypeError(f"x must be a tensor, an array, a scipy sparse matrix or a Dataset, got {type(x).__name__}")
 
 
 class Splits(NamedTuple):

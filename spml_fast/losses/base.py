@@ -133,7 +133,8 @@ class GradientLogits(Logits):
     """Logits whose loss also leaves its gradients, without autograd: for loops that do their own backward pass.
 
     Attributes:
-        grad: (N, L), of the logits, once a loss was called with a reduction "mean" or "sum".
+        grad: (N, L), of the logits, once a loss was called with a reduction "mean" or "sum"; in float32 of a mean
+            over float16 logits, which float16 could not hold.
         aux_grad: (N, L), for ROLE of the estimates' rows; otherwise empty.
     """
 
@@ -142,6 +143,9 @@ class GradientLogits(Logits):
 
     def run(self, labels: Tensor, call: Call) -> Tensor:
         value, self.grad, self.aux_grad = _ops.loss_and_grad(self.whole, labels, *call)
+        if self.whole.dtype == torch.float16 and call.reduction == REDUCTIONS["mean"]:
+            entries = max(self.grad.numel(), 1)  # by which the op leaves it to the backward pass to divide
+            self.grad, self.aux_grad = self.grad.float() / entries, self.aux_grad / entries
         return value
 
 

@@ -18,14 +18,17 @@ from .._version import __version__
 from ..data.base import check_features
 from ..labels import LabelEstimator
 from ..losses import Loss
-from .linear import LinearRun, LinearTask, ResidentFeatures, best_run, fit_linear, stream
+from .linear import CheckpointError, LinearRun, LinearTask, ResidentFeatures, best_run, fit_linear, stream
 from .model import MultiLabelClassifier, over_rows
 from .prepare import TrainingData, prepare, take
 from .recipe import Recipe
-from .run_folder import RunFolder, fingerprint
+from .run_folder import CHECKPOINTS, RunFolder, fingerprint
 
 if TYPE_CHECKING:
     from .prepare import Features, Split
+
+
+LARGEST_FEATURE = 1e15
 
 
 @dataclass(frozen=True)
@@ -151,14 +154,26 @@ def train_classifier(
     if out is not None:  # what the end needs, now rather than after the training
         import matplotlib  # noqa: F401
         import safetensors  # noqa: F401
+    trainer = None
+    if recipe.tunes:
+        from .finetune import make_trainer
+
+        trainer = make_trainer(
+            epochs=recipe.finetune_epochs,
+            batch_size=recipe.finetune_batch_size,
+            accelerator=accelerator,
+            precision=precision,
+            progress=progress,
+            **(trainer_options or {}),
+        )
     data = prepare(train, test, validation, recipe, names, validation_labels, pseudo_labels)
     folder = None
     if out is not None:
-        settings = {name: value for name, value in given.items() if name not in _NOT_SETTINGS}
-        folder = RunFolder(Path(out), fingerprint(settings, data), resume)
+        settings = {name: value for name, value in (given | vars(recipe)).items() if name not in _NOT_SETTINGS}
+        folder = RunFolder(Path(out), fingerprint(settings, data, trunk), resume)
     with torch.random.fork_rng():
-        torch.manual_seed(stream(seed, 4).initial_seed())
-        return _Training(recipe, data, folder, title).run()
+        torch.manual_seed(stream(recipe.seed, 4).initial_seed())
+        return _Training(recipe, data, folder, title, trainer).run()
 
 
 _NOT_SETTINGS = (
@@ -174,6 +189,7 @@ class _Training:
     data: TrainingData
     folder: RunFolder | None
     title: str | None
+    trainer: Any
     seconds: dict[str, float] = field(default_factory=dict)
 
     def run(self) -> TrainedClassifier:
@@ -222,7 +238,10 @@ class _Training:
             for part in parts:
                 if part.dim() != 2:
                     raise ValueError(f"trunk must map x to features (N, F), got {tuple(part.shape)}")
-                check_features(part)
+                try:
+                    check_features(part)
+                except ValueError as error:
+                    raise ValueError(f"features that the trunk computed: {error}") from None
             trunk.cpu()
         return parts[0], parts[1] if len(parts) > 1 else None
 
@@ -236,6 +255,12 @@ class _Training:
         scale = _scale(x) if recipe.standardize else None
         if scale is not None:
             x, validation_x = (None if part is None else _scaled(part, scale) for part in (x, validation_x))
+        largest = float(abs(x).max())
+        if largest > LARGEST_FEATURE:
+            raise ValueError(
+                f"train: features reach {largest:.3g}, which Adam's squared gradients in float32 do not bear; "
+                "scale them (standardize=True)"
+            )
         measured = None
         if validation_x is not None:
             measured = (ResidentFeatures(validation_x, device), data.validation_labels.to(device))
@@ -250,14 +275,17 @@ class _Training:
             validation=measured,
             full_labels=None if full_labels is None else full_labels.to(device),
         )
-        runs = fit_linear(
-            task,
-            lrs=recipe.lrs,
-            batch_sizes=recipe.batch_sizes,
-            checkpoint=checkpoint,
-            save=None if folder is None else lambda state: folder.save_linear(state | {"scale": scale}),
-            progress=recipe.progress,
-        )
+        try:
+            runs = fit_linear(
+                task,
+                lrs=recipe.lrs,
+                batch_sizes=recipe.batch_sizes,
+                checkpoint=checkpoint,
+                save=None if folder is None else lambda state: folder.save_linear(state | {"scale": scale}),
+                progress=recipe.progress,
+            )
+        except CheckpointError as error:
+            raise ValueError(f"{folder.path / CHECKPOINTS[0]}: {error}") from error
         return runs, scale
 
     def _make_loss(self) -> nn.Module:
@@ -283,7 +311,7 @@ class _Training:
         return features.shape[1]
 
     def _finetune(self, model: MultiLabelClassifier, chosen: LinearRun | None) -> tuple[Any, Tensor | None]:
-        from .finetune import Rows, finetune
+        from .finetune import EpochEnd, Rows, finetune
         from .module import SPMLModule
 
         recipe, data = self.recipe, self.data
@@ -311,20 +339,27 @@ class _Training:
             held = data.validation_rows
             held = torch.arange(len(data.validation)) if held is None else held
             validation = Rows(data.validation.x, held, {"labels": data.validation_labels})
-        end = finetune(
+        start = None
+        if chosen is not None and chosen.validation_map is not None:  # a phase of its own merit
+            state = {name: value.detach().clone() for name, value in module.state_dict().items()}
+            start = chosen.epoch, chosen.validation_map, state
+        end = EpochEnd(
+            recipe.seed,
+            None if self.folder is None else self.folder.path / CHECKPOINTS[1],
+            labels,
+            data.full_labels if self._watches() else None,
+            module.first_epoch,
+            start,
+            resume=self.folder is None or self.folder.resume,
+        )
+        finetune(
+            self.trainer,
             module,
             Rows(data.train.x, data.rows, data.inputs),
             validation,
-            epochs=recipe.finetune_epochs,
+            end,
             batch_size=recipe.finetune_batch_size,
-            seed=recipe.seed,
-            accelerator=recipe.accelerator,
-            precision=recipe.precision,
             workers=recipe.workers,
-            checkpoint=None if self.folder is None else self.folder.path / "finetune.ckpt",
-            full_labels=data.full_labels if self._watches() else None,
-            progress=recipe.progress,
-            **(recipe.trainer_options or {}),
         )
         return end, None if estimator is None else estimator.logits.detach().cpu()
 

@@ -18,7 +18,7 @@ from .checkpoint import write_atomically
 from .classifier import TrainedClassifier, train_classifier
 from .model import load_classifier
 from .report import write_report
-from .run_folder import write_results
+from .run_folder import is_first_process, write_results
 from .trunks import make_trunk
 
 OF_THE_CALLER = (
@@ -52,19 +52,16 @@ def read_config(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist")
-    text = path.read_text()
     try:
-        config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        text = path.read_text()
+        config, tree = yaml.safe_load(text), yaml.compose(text, yaml.SafeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold a mapping of settings, got {type(config).__name__}")
-    lines = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        lines.setdefault(line.split(":")[0].strip(), number)
-    for key in config:
+    for key, (node, _) in zip(config, tree.value, strict=False):
         if key not in KEYS:
-            raise ValueError(f"{path}, line {lines.get(key, 1)}: {_unknown(key)}")
+            raise ValueError(f"{path}, line {node.start_mark.line + 1}: {_unknown(key)}")
     return {key: _numbers(value) for key, value in config.items()}
 
 
@@ -99,7 +96,10 @@ def parse_setting(text: str) -> tuple[list[str], Any]:
         raise ValueError(f"a setting is KEY=VALUE, got {text!r}")
     if path[0] not in KEYS:
         raise ValueError(_unknown(path[0]))
-    return path, _numbers(yaml.safe_load(value))
+    try:
+        return path, _numbers(yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{name.strip()}={value} is not YAML: {error}") from error
 
 
 def apply_setting(config: dict[str, Any], path: list[str], value: Any) -> None:
@@ -150,8 +150,9 @@ def run_config(
     result = train_classifier(
         splits.train, test=splits.test, out=out, title=title, resume=resume, progress=progress, **arguments
     )
-    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-    write_atomically(Path(out) / FILE, lambda part: part.write_text(text))
+    if is_first_process():
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        write_atomically(Path(out) / FILE, lambda part: part.write_text(text))
     return result
 
 
@@ -178,6 +179,12 @@ def evaluate_run(folder: str | Path, data: str | Mapping[str, Any] | None = None
         raise ValueError("the data have no test split with full labels")
     if test.n_labels != model.head.out_features:
         raise ValueError(f"the data have {test.n_labels} labels, the classifier {model.head.out_features}")
+    if trunk is None:
+        width = test.x.shape[1:] if hasattr(test.x, "shape") else ()
+        if tuple(width) != (model.head.in_features,):
+            raise ValueError(
+                f"the data have rows of shape {tuple(width)}, the classifier takes ({model.head.in_features},)"
+            )
     result = evaluate(model.predict_proba(test.x), test.labels, test.names)
     text = json.dumps(result, indent=2) + "\n"
     write_atomically(folder / "evaluation.json", lambda part: part.write_text(text))

@@ -93,9 +93,9 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
         full = self.loss in FULL_LABEL_LOSSES
         if y.ndim == 1:
             check_classification_targets(y)
-            self.classes_, observed = np.unique(y, return_inverse=True)
-            if len(self.classes_) < 2:
-                raise ValueError(f"y has one class, {self.classes_[0]!r}; two or more are needed to tell apart")
+            classes, observed = np.unique(y, return_inverse=True)
+            if len(classes) < 2:
+                raise ValueError(f"y has one class, {classes[0]}; two or more are needed to tell apart")
             if full:
                 raise ValueError(f"loss {self.loss!r} takes full labels (N, L), got y of shape {y.shape}")
             observed = torch.from_numpy(observed.astype(np.int64))
@@ -105,9 +105,9 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
             if len(wrong):
                 row, column = wrong[0]
                 raise ValueError(f"y[{row}, {column}] is {y[row, column]}; a matrix holds {allowed}")
-            self.classes_ = np.arange(y.shape[1])
+            classes = np.arange(y.shape[1])
             observed = torch.from_numpy(y.astype(np.int8))
-        names = tuple(map(str, self.classes_))
+        names = tuple(map(str, classes))
         x = X if hasattr(X, "indptr") else torch.from_numpy(np.ascontiguousarray(X))
         if full:
             data = MultiLabelData(x, labels=observed.bool(), names=names)
@@ -128,6 +128,7 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
             accelerator=self.accelerator,
             progress=self.verbose,
         )
+        self.classes_ = classes
         self.coef_ = result.model.head.weight.detach().numpy()
         self.intercept_ = result.model.head.bias.detach().numpy()
         self.metrics_ = result.metrics
@@ -135,7 +136,7 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
 
     def decision_function(self, X: Any) -> np.ndarray:
         """(N, L) logits."""
-        check_is_fitted(self)
+        check_is_fitted(self, "coef_")
         X = validate_data(self, X, accept_sparse="csr", dtype=np.float32, reset=False)
         return X @ self.coef_.T + self.intercept_
 
@@ -150,12 +151,13 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
     def score(self, X: Any, y: Any) -> float:
         """Mean average precision in [0, 1], over the columns of full labels y (N, L); a label without positives
         counts 0. For y (N,), the observed labels are taken for the full ones."""
-        check_is_fitted(self)
+        check_is_fitted(self, "coef_")
         y = np.asarray(y)
         if y.ndim == 1:
             unknown = set(np.unique(y)) - set(self.classes_)
             if unknown:
-                raise ValueError(f"y holds {sorted(unknown)[0]!r}, which is none of the classes {self.classes_}")
+                first = np.asarray(sorted(unknown)[0]).item()
+                raise ValueError(f"y holds {first!r}, which is none of the classes {self.classes_}")
             y = y[:, None] == self.classes_
         scores = self.decision_function(X)
         return mean_average_precision(torch.from_numpy(scores), torch.from_numpy(y == 1))

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
 
 from ..metrics import average_precision, probability_counts
-from .checkpoint import write_atomically
-from .linear import stream
+from .checkpoint import load_state, write_atomically
+from .linear import finite, stream
 from .module import SPMLModule
 from .quiet import quiet_fit, quiet_trainer
 
@@ -52,23 +53,59 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def loader(data: Rows, batch_size: int, *, seed: int | None = None, workers: int = 0) -> DataLoader:
+class Batches(BatchSampler):
+    """Batches of a sampler; a last one of a single row, which would break batch normalisation, joins them."""
+
+    def __iter__(self) -> Iterator[list[int]]:
+        waiting: list[int] | None = None
+        for batch in super().__iter__():
+            if waiting is not None and len(batch) == 1:
+                batch = waiting + batch
+            elif waiting is not None:
+                yield waiting
+            waiting = batch
+        if waiting is not None:
+            yield waiting
+
+    def __len__(self) -> int:
+        n = len(self.sampler)
+        return max(super().__len__() - (n % self.batch_size == 1), min(n, 1))
+
+
+class EpochLoader(DataLoader):
+    """An epoch's rows, and what processes that load them draw, whether or not a run was resumed before it.
+
+    Lightning tells samplers the epoch only after it has begun to load the first one. The generator is the loader's
+    own, so that dropout draws what it would without a loader.
+
+    Attributes:
+        seed: of what is drawn.
+        epoch: that is to be loaded, counted from 0.
+    """
+
+    seed, epoch = 0, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.generator.manual_seed(stream(self.seed, 5, processes()[1], self.epoch).initial_seed())
+        if isinstance(self.batch_sampler.sampler, DistributedSampler):
+            self.batch_sampler.sampler.set_epoch(self.epoch)
+        return super().__iter__()
+
+
+def loader(data: Rows, batch_size: int, *, seed: int | None = None, workers: int = 0) -> EpochLoader:
     """Batches of ``batch_size`` rows over all processes together, shuffled in each epoch if ``seed`` is given.
 
     The processes deal out one permutation between them, so that their batches join to those of a single process.
+    In training all get equally many rows, some row twice if it must be; in validation every row goes to one.
     """
     world, rank = processes()
-    sampler = DistributedSampler(data, world, rank, shuffle=seed is not None, seed=seed or 0)
     mine = batch_size // world
-    return DataLoader(
-        data,
-        mine,
-        sampler=sampler,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        persistent_workers=workers > 0,
-        # A last batch of one row would break batch normalisation.
-        drop_last=seed is not None and len(sampler) > mine and len(sampler) % mine == 1,
+    if seed is None:
+        batches = BatchSampler(range(rank, len(data), world), mine, drop_last=False)
+    else:
+        batches = Batches(DistributedSampler(data, world, rank, shuffle=True, seed=seed), mine, drop_last=False)
+    return EpochLoader(
+        data, batch_sampler=batches, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator()
     )
 
 
@@ -77,71 +114,87 @@ def processes() -> tuple[int, int]:
     return int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
 
 
-def finetune(
-    module: SPMLModule,
-    train: Rows,
-    validation: Rows | None,
+def make_trainer(
     *,
     epochs: int,
     batch_size: int,
-    seed: int,
     accelerator: str = "auto",
     precision: str = "32-true",
-    workers: int = 0,
-    checkpoint: Path | None = None,
-    full_labels: Tensor | None = None,
     progress: bool = True,
-    report: Callable[[dict[str, Any]], None] | None = None,
-    **trainer_options: Any,
-) -> EpochEnd:
-    """Fit ``module``, from ``checkpoint`` where that file exists, and leave it in its best epoch's state.
-
-    Args:
-        batch_size: of all processes together.
-        full_labels: (n, L) bool of the training rows, where known: what is recovered is watched.
-
-    Returns:
-        What was recorded.
+    **options: Any,
+) -> lightning.Trainer:
+    """The trainer for :func:`finetune`, on all processes that ``torchrun`` has started.
 
     Raises:
-        ValueError: a batch size that the processes cannot share equally.
-        KeyboardInterrupt: on Ctrl+C; the checkpoint stays.
-        FloatingPointError: the loss diverged.
+        ValueError: a batch size that the processes cannot share equally, or what Lightning does not know.
     """
     world, _ = processes()
     if batch_size % world:
         raise ValueError(f"batches of {batch_size} rows cannot be shared equally by {world} processes")
-    end = EpochEnd(seed, checkpoint, train.inputs["labels"], full_labels, module.first_epoch, report)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    options = dict(devices=local, num_nodes=world // local, strategy="ddp") if world > 1 else {}
-    trainer = quiet_trainer(
-        progress=progress,
-        max_epochs=epochs,
-        accelerator=accelerator,
-        precision=precision,
-        use_distributed_sampler=False,
-        **options,
-        **trainer_options,
-    )
+    several = dict(devices=local, num_nodes=world // local, strategy="ddp") if world > 1 else {}
+    try:
+        return quiet_trainer(
+            progress=progress,
+            max_epochs=epochs,
+            accelerator=accelerator,
+            precision=precision,
+            use_distributed_sampler=False,
+            **several,
+            **options,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(f"Lightning: {error}") from error
+
+
+def finetune(
+    trainer: lightning.Trainer,
+    module: SPMLModule,
+    train: Rows,
+    validation: Rows | None,
+    end: EpochEnd,
+    *,
+    batch_size: int,
+    workers: int = 0,
+) -> None:
+    """Fit ``module``, from the checkpoint of ``end`` where there is one, and leave it in its best epoch's state.
+
+    Args:
+        batch_size: of all processes together.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl+C; the checkpoint stays.
+        FloatingPointError: the loss diverged.
+    """
+    world, _ = processes()
     trainer.callbacks.append(end)
-    loaders = [loader(train, batch_size, seed=seed, workers=workers)]
+    end.loader = loader(train, batch_size, seed=end.seed, workers=workers)
+    loaders = [end.loader]
     if validation is not None:
         loaders.append(loader(validation, max(batch_size, 64 * world), workers=workers))
-    resume = {}
-    if checkpoint is not None and checkpoint.exists():
-        resume = dict(ckpt_path=str(checkpoint), weights_only=True)
+    resume, finished = {}, 0
+    if end.checkpoint is not None and end.resume and end.checkpoint.exists():
+        finished = end.finished_epochs()
+        resume = dict(ckpt_path=str(end.checkpoint), weights_only=True)
+    end.loader.seed, end.loader.epoch = end.seed, finished
     if not quiet_fit(trainer, module, *loaders, **resume):
         raise KeyboardInterrupt
     module.load_state_dict(end.best)
     if not all(bool(p.isfinite().all()) for p in module.parameters()):
         raise FloatingPointError(f"the weights became NaN or infinite in epoch {end.epoch}: try a smaller lr")
-    return end
 
 
 class EpochEnd(Checkpoint):
     """Keeps the best epoch's state, records every epoch, writes the checkpoint.
 
     A ``Checkpoint``, because Lightning calls those after the module's own end of an epoch, all others before.
+
+    Args:
+        checkpoint: the file, or None.
+        resume: continue from it where it exists.
+        observed, full_labels: of the training rows; full labels, where known, to watch what is recovered.
+        first_epoch: the module's.
+        start: (epoch, validation mAP, state) of the linear phase, the best so far.
 
     Attributes:
         epochs: records as those of the linear phase.
@@ -156,15 +209,26 @@ class EpochEnd(Checkpoint):
         observed: Tensor,
         full_labels: Tensor | None,
         first_epoch: int,
-        report: Callable[[dict[str, Any]], None] | None,
+        start: tuple[int, float | None, dict[str, Tensor]] | None = None,
+        resume: bool = True,
     ) -> None:
-        self.seed, self.checkpoint, self.first_epoch, self.report = seed, checkpoint, first_epoch, report
+        self.seed, self.checkpoint, self.first_epoch, self.resume = seed, checkpoint, first_epoch, resume
         self.observed, self.full_labels = observed, full_labels
         self.epochs: list[dict[str, Any]] = []
         self.counts: list[Tensor] = []
-        self.epoch = 0
-        self.validation_map: float | None = None
-        self.best: dict[str, Tensor] | None = None
+        self.epoch, self.validation_map, self.best = (0, None, None) if start is None else start
+
+    def finished_epochs(self) -> int:
+        """How many the checkpoint holds.
+
+        Raises:
+            ValueError: it is none of a fine-tuning.
+        """
+        state = load_state(self.checkpoint)
+        try:
+            return len(state["callbacks"][self.state_key]["epochs"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{self.checkpoint} is not a checkpoint of fine-tuning: {error!r}") from error
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, module: SPMLModule) -> None:
         # Dropout and augmentation of an epoch do not depend on whether the run was resumed before it.
@@ -183,7 +247,7 @@ class EpochEnd(Checkpoint):
         self.epochs.append(
             {
                 "epoch": self.first_epoch + trainer.current_epoch,
-                "train_loss": float(metrics["train_loss"]),
+                "train_loss": finite(float(metrics["train_loss"])),
                 "validation_map": value,
                 "recovery_map": recovery,
                 "seconds": time.perf_counter() - self.began,
@@ -192,8 +256,7 @@ class EpochEnd(Checkpoint):
         if value is None or self.validation_map is None or value > self.validation_map:
             self.epoch, self.validation_map = self.epochs[-1]["epoch"], value
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
-        if self.report is not None and trainer.is_global_zero:
-            self.report(self.epochs[-1])
+        self.loader.epoch = trainer.current_epoch + 1
         if self.checkpoint is not None:
             part = self.checkpoint.with_name(f".{self.checkpoint.name}.part")
             trainer.save_checkpoint(part)  # called by every process, written by one

@@ -11,6 +11,7 @@ gradient and takes Adam's step.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,11 @@ ESTIMATOR_FACTOR = 10
 """Learning rate of the label estimates over that of the classifier, as in the paper."""
 
 
+def finite(value: float) -> float | None:
+    """The value, or None for what JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
 def stream(*key: int) -> torch.Generator:
     """A generator of its own for each key, so that a resumed run draws what an uninterrupted one would have."""
     state = np.random.SeedSequence([part % 2**64 for part in key]).generate_state(1, np.uint64)
@@ -55,7 +61,7 @@ class ResidentFeatures:
         self.shape = (x.shape[0], x.shape[1] + 1)
         self.dense = self.row_starts = None
         if isinstance(x, Tensor):
-            self.dense = torch.ones(self.shape, device=device)
+            self.dense = torch.ones(self.shape, dtype=torch.float32, device=device)
             self.dense[:, :-1] = x
             return
         self.row_starts, self.columns, self.values = (
@@ -77,7 +83,7 @@ class ResidentFeatures:
         counts = self.row_starts[index + 1] - starts
         row = torch.repeat_interleave(counts)
         place = torch.arange(len(row), device=index.device) + (starts - counts.cumsum(0) + counts)[row]
-        out = torch.zeros(len(index), self.shape[1], device=index.device)
+        out = torch.zeros(len(index), self.shape[1], dtype=torch.float32, device=index.device)
         out[:, -1] = 1
         # Added, not set: a CSR matrix may hold an entry in parts.
         return out.index_put_((row, self.columns[place]), self.values[place], accumulate=True)
@@ -182,10 +188,11 @@ class LinearGroup:
         self.losses = [task.make_loss() for _ in lrs]
         columns, device = task.features.shape[1], task.device
         bound = (columns - 1) ** -0.5 if columns > 1 else 0.0  # as torch.nn.Linear starts
-        start = torch.empty(task.n_labels, columns).uniform_(-bound, bound, generator=stream(task.seed, 1))
+        start = torch.empty(task.n_labels, columns, dtype=torch.float32)
+        start.uniform_(-bound, bound, generator=stream(task.seed, 1))
         self.weight = start.repeat(len(lrs), 1).to(device)
         self.exp_avg, self.exp_avg_sq = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
-        self.lr = torch.tensor(lrs).repeat_interleave(task.n_labels).to(device)
+        self.lr = torch.tensor(lrs, dtype=torch.float32).repeat_interleave(task.n_labels).to(device)
         self.epoch = self.step = 0
         self.estimators: list[LabelEstimator] = []
         self.inputs = getattr(self.losses[0], "inputs", ("logits", "labels"))[1:]
@@ -272,7 +279,7 @@ class LinearGroup:
             run.epochs.append(
                 {
                     "epoch": self.epoch,
-                    "train_loss": train_losses[i],
+                    "train_loss": finite(train_losses[i]),
                     "validation_map": validation[i],
                     "recovery_map": recovery,
                 }
@@ -335,6 +342,10 @@ class LinearGroup:
             self.estimator_adam.load_state_dict(state["estimator_adam"])
 
 
+class CheckpointError(ValueError):
+    """A checkpoint of something else."""
+
+
 def fit_linear(
     task: LinearTask,
     *,
@@ -362,7 +373,10 @@ def fit_linear(
         for batch_size in batch_sizes[done:]:
             group = LinearGroup(task, batch_size, lrs)
             if checkpoint and checkpoint["group"]:
-                group.load_state_dict(checkpoint["group"])
+                try:
+                    group.load_state_dict(checkpoint["group"])
+                except (KeyError, TypeError, RuntimeError, ValueError) as error:
+                    raise CheckpointError(f"it does not fit this run: {error!r}") from error
                 bar.update(group.epoch)
             checkpoint = None
             bar.set_description(f"batches of {batch_size}")

@@ -52,7 +52,8 @@ def over_rows(function: Callable[[Tensor], Tensor], module: nn.Module, x: Featur
 
 def _batches(x: Features, workers: int) -> Iterator[Tensor]:
     if not hasattr(x, "shape"):
-        yield from DataLoader(x, PREDICT_ROWS, num_workers=workers)
+        # With a generator of its own, the loader leaves torch's alone.
+        yield from DataLoader(x, PREDICT_ROWS, num_workers=workers, generator=torch.Generator())
         return
     for first in range(0, max(x.shape[0], 1), PREDICT_ROWS):  # at least one batch, which gives the shape
         rows = x[first : first + PREDICT_ROWS]
@@ -71,13 +72,17 @@ def load_classifier(folder: str | Path, trunk: nn.Module | None = None) -> Multi
         FileNotFoundError: the folder holds no finished run.
         ValueError: weights that do not fit the trunk.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     file = Path(folder) / "model.safetensors"
     if not file.exists():
         raise FileNotFoundError(f"{file} does not exist: {folder} holds no finished run")
-    state = load_file(file)
-    n_labels, width = state["head.weight"].shape
+    try:
+        state = load_file(file)
+        n_labels, width = state["head.weight"].shape
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{file} does not hold the weights of a classifier: {error}") from error
     model = MultiLabelClassifier(nn.Identity() if trunk is None else trunk, nn.Linear(width, n_labels))
     try:
         model.load_state_dict(state)

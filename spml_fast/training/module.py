@@ -36,8 +36,8 @@ class SPMLModule(lightning.LightningModule):
         observed: (R,) or (R, L), observed labels of the whole training set, for EM+APL.
         lr: learning rate of Adam, for the trunk.
         first_epoch: what the loss counts the first epoch as: where a linear phase stopped, plus one.
-        watch: keep the predicted probabilities of each training epoch, (R, L), in ``probabilities``. Needs the
-            batches' "index".
+        watch: keep the predicted probabilities of each training epoch, (R, L), in ``probabilities``; NaN for rows
+            that were in no batch. Needs the batches' "index".
 
     Raises:
         ValueError: a head that the model has not, or an input of the loss that is missing.
@@ -94,6 +94,7 @@ class SPMLModule(lightning.LightningModule):
     # --- training ---------------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
+        self._seen.clear()  # of an epoch that did not end
         if hasattr(self.loss, "set_epoch"):
             self.loss.set_epoch(self.first_epoch + self.current_epoch)
 
@@ -101,18 +102,20 @@ class SPMLModule(lightning.LightningModule):
         if not isinstance(batch, Mapping):
             batch = dict(zip(("x", "labels", "index"), batch, strict=False))
         given = dict(batch)
-        x = given.pop("x")
-        logits = self.model(x)
+        needed = ["x", *(name for name in self.inputs if name != "table")]
+        if (self.watch or "table" in self.inputs) and "index" not in needed:
+            needed.append("index")
+        missing = [name for name in needed if name not in given]
+        if missing:
+            raise ValueError(
+                f"{type(self.loss).__name__} needs {', '.join(missing)} in the batch, which has "
+                f"{', '.join(sorted(given)) or 'nothing'}"
+            )
+        logits = self.model(given["x"])
         if self.estimator is not None:
             given["table"] = self.estimator.logits
-        missing = [name for name in self.inputs if name not in given]
-        if missing or (self.watch and "index" not in given):
-            raise ValueError(
-                f"{type(self.loss).__name__} needs {', '.join(missing or ['index'])} in the batch, which has "
-                f"{', '.join(sorted(given.keys() - {'table'}))}"
-            )
         if "table" in self.inputs:
-            value = self.loss(logits, given["labels"], given["table"], given.get("index"))
+            value = self.loss(logits, given["labels"], given["table"], given["index"])
         else:
             value = self.loss(logits, *[given[name] for name in self.inputs])
         if self.watch:
@@ -135,14 +138,17 @@ class SPMLModule(lightning.LightningModule):
         distributed = dist.is_available() and dist.is_initialized()
         if distributed and isinstance(rows, Tensor):
             dist.all_reduce(rows, dist.ReduceOp.MAX)
-        table = torch.zeros(int(rows), p.shape[1], device=p.device).index_copy_(0, index, p)
+        table = torch.full((int(rows), p.shape[1]), -1.0, device=p.device).index_copy_(0, index, p)
         if distributed:
             dist.all_reduce(table, dist.ReduceOp.MAX)
-        self.probabilities = table
+        self.probabilities = table = table.masked_fill(table < 0, torch.nan)
         if hasattr(self.loss, "update"):
             self.loss.update(table, self.observed)
 
     # --- validation -------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self._scored.clear()
 
     def validation_step(self, batch: Mapping[str, Tensor] | Sequence[Tensor], _: int) -> None:
         x, labels = (batch["x"], batch["labels"]) if isinstance(batch, Mapping) else batch[:2]
@@ -152,9 +158,20 @@ class SPMLModule(lightning.LightningModule):
         logits, labels = (torch.cat(parts) for parts in zip(*self._scored, strict=True))
         self._scored.clear()
         if dist.is_available() and dist.is_initialized():
-            logits, labels = self.all_gather(logits).flatten(0, 1), self.all_gather(labels).flatten(0, 1)
+            logits, labels = _of_all_processes(logits), _of_all_processes(labels)
         if bool(logits.isfinite().all()):
             value = average_precision(logits, labels).mean()
         else:
             value = torch.zeros((), device=logits.device)  # a model that has diverged ranks nothing
         self.log("val_map", value.float(), prog_bar=True, rank_zero_only=False)
+
+
+def _of_all_processes(rows: Tensor) -> Tensor:
+    """The rows of all processes, which need not have equally many."""
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    most = int(max(counts))
+    padded = torch.cat([rows, rows.new_zeros(most - len(rows), *rows.shape[1:])])
+    gathered = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(gathered, padded.contiguous())
+    return torch.cat([part[: int(count)] for part, count in zip(gathered, counts, strict=True)])

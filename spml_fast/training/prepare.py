@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from ..data.base import MultiLabelData, check_features, check_labels_observed, check_rows_observed, check_training
+from ..data.base import (
+    MultiLabelData,
+    as_x,
+    check_features,
+    check_labels_observed,
+    check_rows_observed,
+    check_training,
+)
+from ..labels import check_observed
+from .linear import value_and_gradients
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -63,14 +73,15 @@ def prepare(
         raise ValueError(f"validation_labels must be 'full' or 'observed', got {validation_labels!r}")
     test = None if test is None else _full_split(test, "test")
     train = _training_split(train, names, test, recipe.needs_full_labels)
-    held_out = None if isinstance(validation, int | float) else _full_split(validation, "validation")
+    held_out = None if isinstance(validation, Real) else _full_split(validation, "validation")
     for what, split in (("test", test), ("validation", held_out)):
         if split is not None:
             with _located(what):
-                _check_goes_with(split, train)
+                _check_goes_with(split, train, recipe)
     if test is not None and test.labels is None:
         raise ValueError("test: full labels (N, L) are needed to measure by")
-    _check_kind(train.x, recipe)
+    with _located("train"):
+        _check_kind(train.x, recipe)
     taught = _taught_labels(train, recipe)
 
     rows, held = torch.arange(len(train)), None
@@ -81,9 +92,11 @@ def prepare(
         raise ValueError("without validation there is nothing to choose by: pass one lr and one batch_size")
     measured = None
     if held_out is not None:
-        full = held_out.labels is not None and validation_labels == "full"
-        measured = held_out.labels if full else _positives(held_out.observed, train.n_labels)
+        measured = _measured_labels(held_out, validation_labels)
         measured = measured if held is None else measured[held]
+    if recipe.empty_labels == "refuse":
+        with _located("train", "; leave them out, or train the others with empty_labels='keep'"):
+            check_labels_observed(taught[rows], train.names)
 
     positives = recipe.expected_positives
     if positives is None and train.labels is not None:
@@ -93,8 +106,49 @@ def prepare(
         inputs["full_labels"] = train.labels[rows]
     if recipe.loss_name == "gpr":
         inputs["pseudo_labels"] = _checked_pseudo_labels(pseudo_labels, (len(train), train.n_labels))[rows]
-    recipe.make_loss(len(rows), train.n_labels, positives)  # its complaints come before training
-    return TrainingData(train, rows, held_out, held, measured, test, inputs, positives, tuple(train.names))
+    elif pseudo_labels is not None:
+        raise ValueError(f"pseudo_labels are for loss 'gpr', not for {recipe.loss_name!r}")
+    data = TrainingData(train, rows, held_out, held, measured, test, inputs, positives, tuple(train.names))
+    _try_loss(recipe, data)
+    return data
+
+
+def _try_loss(recipe: Recipe, data: TrainingData) -> None:
+    """The loss's complaints, about its hyper-parameters in any epoch and about the labels, before training."""
+    loss = recipe.make_loss(len(data.rows), data.n_labels, data.expected_positives)
+    rows = torch.tensor([0, len(data.rows) - 1])  # the last row has the largest index
+    given = {name: value[rows] for name, value in data.inputs.items()} | {"index": rows}
+    if "table" in recipe.inputs:
+        given["table"] = torch.zeros(len(data.rows), data.n_labels)
+    unknown = [name for name in recipe.inputs if name not in given]
+    if unknown:
+        raise ValueError(f"loss {recipe.loss_name!r} asks for {', '.join(unknown)}; there are {', '.join(given)}")
+    arguments = [given[name] for name in recipe.inputs]
+    if "table" in recipe.inputs:
+        arguments.append(rows)
+    loss.eval()  # to leave no traces
+    with torch.random.fork_rng():
+        for epoch in range(1, recipe.total_epochs + 1):
+            if hasattr(loss, "set_epoch"):
+                loss.set_epoch(epoch)
+        value, _, _ = value_and_gradients(loss, torch.zeros(2, data.n_labels), arguments)
+    if value.dim() != 0:
+        raise ValueError(
+            f"a loss to train with is a number; {recipe.loss_name!r} gave shape {tuple(value.shape)}, as with "
+            "reduction='none'"
+        )
+
+
+def _measured_labels(split: MultiLabelData, which: str) -> Tensor:
+    """(N, L) bool by which validation chooses."""
+    if split.labels is not None and which == "full":
+        return split.labels
+    if split.observed is None:
+        missing = "labels" if which == "full" else "observed labels"
+        raise ValueError(f"validation: the data have no {missing} to choose by")
+    with _located("validation"):
+        check_observed(split.observed, split.n_labels)
+    return _positives(split.observed, split.n_labels)
 
 
 @contextmanager
@@ -106,10 +160,16 @@ def _located(what: str, advice: str = "") -> Iterator[None]:
         raise type(error)(f"{what}: {error}{advice}") from error
 
 
-def _check_goes_with(split: MultiLabelData, train: MultiLabelData) -> None:
+def _check_goes_with(split: MultiLabelData, train: MultiLabelData, recipe: Recipe) -> None:
+    if not len(split):
+        raise ValueError("the data have no rows")
     check_features(split.x)
+    _check_kind(split.x, recipe)
     if split.n_labels != train.n_labels:
         raise ValueError(f"there are {split.n_labels} labels, the training data have {train.n_labels}")
+    unnamed = tuple(map(str, range(train.n_labels)))
+    if tuple(split.names) != tuple(train.names) and unnamed not in (tuple(split.names), tuple(train.names)):
+        raise ValueError(f"the labels are {tuple(split.names)}, those of the training data {tuple(train.names)}")
     if _width(split.x) != _width(train.x):
         raise ValueError(f"x has rows of shape {_width(split.x)}, the training data of {_width(train.x)}")
 
@@ -128,9 +188,6 @@ def _taught_labels(train: MultiLabelData, recipe: Recipe) -> Tensor:
     if recipe.needs_observed:
         with _located("train", f"; loss {loss!r} learns nothing from such rows: leave them out"):
             check_rows_observed(taught)
-    if recipe.empty_labels == "refuse":
-        with _located("train", "; leave them out, or train the others with empty_labels='keep'"):
-            check_labels_observed(taught, train.names)
     return taught
 
 
@@ -145,27 +202,15 @@ def _checked_pseudo_labels(pseudo_labels: Tensor | np.ndarray | None, shape: tup
 
 
 def _check_values(labels: Tensor, allowed: tuple[int, ...], what: str) -> None:
+    if labels.is_complex():
+        raise TypeError(f"{what} must be real, got {labels.dtype}")
+    if labels.dtype in (torch.bool, torch.uint8):  # to which -1 is 1 or 255
+        labels = labels.short()
     wrong = (~torch.isin(labels, torch.tensor(allowed, dtype=labels.dtype))).nonzero()
     if len(wrong):
         row, column = wrong[0].tolist()
         expected = ", ".join(map(str, allowed))
         raise ValueError(f"{what}[{row}, {column}] is {labels[row, column].item()}; expected one of {expected}")
-
-
-def _as_x(x: Any, what: str) -> Any:
-    if isinstance(x, np.ndarray):
-        x = torch.from_numpy(x)
-    if isinstance(x, Tensor):
-        if x.dim() < 2:
-            raise ValueError(f"{what}: x must have shape (N, D) or (N, ...), got {tuple(x.shape)}")
-        return x.detach().cpu().float()
-    if hasattr(x, "tocsr"):
-        return x.tocsr()
-    if isinstance(x, Dataset) or (hasattr(x, "__len__") and hasattr(x, "__getitem__") and not isinstance(x, list)):
-        return x
-    raise TypeError(
-        f"{what}: x must be a tensor, an array, a scipy sparse matrix or a Dataset, got {type(x).__name__}"
-    )
 
 
 def _pair(value: Any, what: str) -> tuple[Any, Tensor]:
@@ -177,7 +222,8 @@ def _pair(value: Any, what: str) -> tuple[Any, Tensor]:
         ) from None
     if not isinstance(labels, Tensor | np.ndarray):
         raise TypeError(f"{what}: labels must be a tensor or an array, got {type(labels).__name__}")
-    return _as_x(x, what), torch.as_tensor(labels).detach().cpu()
+    with _located(what):
+        return as_x(x), torch.as_tensor(labels).detach().cpu()
 
 
 def _training_split(train: Any, names: Sequence[str], test: MultiLabelData | None, full: bool) -> MultiLabelData:
@@ -197,8 +243,6 @@ def _training_split(train: Any, names: Sequence[str], test: MultiLabelData | Non
         raise ValueError(
             f"train: labels must be (N,) integers or (N, L), got {observed.dtype} of shape {tuple(observed.shape)}"
         )
-    elif observed.dtype == torch.bool:
-        observed = observed.to(torch.int8)
     else:
         _check_values(observed, (1, 0, -1), "train: labels")
         observed = observed.to(torch.int8)
@@ -212,8 +256,7 @@ def _full_split(split: Any, what: str, names: Sequence[str] = ()) -> MultiLabelD
     x, labels = _pair(split, what)
     if labels.dim() != 2:
         raise ValueError(f"{what}: full labels must have shape (N, L), got {tuple(labels.shape)}")
-    if labels.dtype != torch.bool:
-        _check_values(labels, (1, 0), f"{what}: labels")
+    _check_values(labels, (1, 0), f"{what}: labels")
     with _located(what):
         return MultiLabelData(x, labels=labels.bool(), names=tuple(names))
 
@@ -226,13 +269,11 @@ def _check_kind(x: Any, recipe: Recipe) -> None:
     is_features = hasattr(x, "shape") and len(x.shape) == 2
     if recipe.trunk is None and not is_features:
         raise ValueError(
-            f"train: x must be features (N, D) for a linear classifier, got rows of shape {_width(x)}; pass a "
+            f"x must be features (N, D) for a linear classifier, got rows of shape {_width(x)}; pass a "
             "trunk that computes features"
         )
     if recipe.tunes and hasattr(x, "indptr"):
-        raise ValueError(
-            "train: a trunk cannot be tuned on sparse features; densify them or use train_mode='linear'"
-        )
+        raise ValueError("a trunk cannot be tuned on sparse features; densify them or use train_mode='linear'")
 
 
 def split_rows(n: int, share: float) -> tuple[Tensor, Tensor | None]:

@@ -8,14 +8,19 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from ..losses import Loss, make, registry
 
 TRAIN_MODES = ("linear", "finetune", "linear_init")
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
+"""Where the linear phase runs; fine-tuning runs on whatever Lightning knows."""
+
 FULL_LABEL_LOSSES = ("bce", "bce_ls")
 """Losses whose labels are the full ones."""
 
@@ -55,13 +60,30 @@ class Recipe:
             raise ValueError(f"train_mode must be one of {', '.join(TRAIN_MODES)}, got {self.train_mode!r}")
         if self.empty_labels not in ("refuse", "keep"):
             raise ValueError(f"empty_labels must be 'refuse' or 'keep', got {self.empty_labels!r}")
-        for name, values in (("lr", self.lrs), ("finetune_lr", [self.finetune_lr])):
-            if not values or not all(isinstance(v, int | float) and 0 < v < math.inf for v in values):
-                raise ValueError(f"{name} must be positive, a number or several, got {getattr(self, name)!r}")
-        counts = {name: [getattr(self, name)] for name in ("epochs", "finetune_epochs", "finetune_batch_size")}
-        for name, values in ({"batch_size": self.batch_sizes} | counts).items():
-            if not values or not all(isinstance(v, int | np.integer) and v >= 1 for v in values):
+        for name in ("lr", "finetune_lr", "head_factor"):
+            values = _several(getattr(self, name)) if name == "lr" else [getattr(self, name)]
+            if not values or not all(_is_number(v) and 0 < v < math.inf for v in values):
+                kind = "a number or several" if name == "lr" else "a number"
+                raise ValueError(f"{name} must be positive, {kind}, got {getattr(self, name)!r}")
+        for name in ("batch_size", "epochs", "finetune_epochs", "finetune_batch_size"):
+            values = _several(getattr(self, name)) if name == "batch_size" else [getattr(self, name)]
+            if not values or not all(_is_integer(v) and v >= 1 for v in values):
                 raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
+        for name, lowest in (("seed", -(2**63)), ("workers", 0)):
+            if not _is_integer(getattr(self, name)) or getattr(self, name) < lowest:
+                raise ValueError(f"{name} must be an integer, at least {lowest}, got {getattr(self, name)!r}")
+        for name in ("epochs", "finetune_epochs", "finetune_batch_size", "seed", "workers"):
+            object.__setattr__(self, name, int(getattr(self, name)))
+        for name in ("finetune_lr", "head_factor"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+        object.__setattr__(self, "lr", self.lrs)
+        object.__setattr__(self, "batch_size", self.batch_sizes)
+        if self.loss_options is not None and not isinstance(self.loss_options, Mapping):
+            raise TypeError(f"loss_options must be a mapping, got {type(self.loss_options).__name__}")
+        if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+            raise ValueError(f"accelerator={self.accelerator!r}, but PyTorch sees no CUDA device")
+        if not self.tunes and self.accelerator not in ACCELERATORS:
+            raise ValueError(f"accelerator must be one of {', '.join(ACCELERATORS)}, got {self.accelerator!r}")
         if self.tunes and self.trunk is None:
             raise ValueError(f"train_mode={self.train_mode!r} needs a trunk, a module from x to features (N, F)")
         if self.trunk is not None and not isinstance(self.trunk, nn.Module):
@@ -76,11 +98,11 @@ class Recipe:
 
     @property
     def lrs(self) -> list[float]:
-        return [float(v) for v in self.lr] if isinstance(self.lr, Sequence) else [self.lr]
+        return [float(v) for v in _several(self.lr)]
 
     @property
     def batch_sizes(self) -> list[int]:
-        return list(self.batch_size) if isinstance(self.batch_size, Sequence) else [self.batch_size]
+        return [int(v) for v in _several(self.batch_size)]
 
     @property
     def tunes(self) -> bool:
@@ -93,6 +115,10 @@ class Recipe:
     @property
     def linear_epochs(self) -> int:
         return self.epochs if self.has_linear_phase else 0
+
+    @property
+    def total_epochs(self) -> int:
+        return self.linear_epochs + (self.finetune_epochs if self.tunes else 0)
 
     @property
     def loss_name(self) -> str:
@@ -127,10 +153,25 @@ class Recipe:
             self.loss_options or {},
             n_samples=n_samples,
             n_labels=n_labels,
-            epochs=self.linear_epochs + (self.finetune_epochs if self.tunes else 0),
+            epochs=self.total_epochs,
             frozen_epochs=self.linear_epochs if self.tunes else 0,
             expected_positives=expected_positives,
         )
+
+
+def _several(value: Any) -> list[Any]:
+    """The values of a grid, which may be a single one."""
+    if isinstance(value, np.ndarray | torch.Tensor):
+        value = value.tolist()
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def build_loss(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from .._version import __version__
 from .checkpoint import load_state, save_state, write_atomically
@@ -20,41 +21,76 @@ if TYPE_CHECKING:
     from .classifier import TrainedClassifier
 
 
-class RunFolder:
-    """Where a run leaves its checkpoints and its results."""
+CHECKPOINTS = ("linear.pt", "finetune.ckpt")
+RESULTS = (
+    "model.safetensors", "metrics.json", "predictions.npz", "evaluation.json", "report.html",
+    "curves.png", "average_precision.png", "grid.png", "unobserved_positives.png", "false_negative_share.png",
+    "distinguishing.png",
+)  # fmt: skip
 
-    def __init__(self, path: Path, fingerprint: dict[str, Any], resume: bool) -> None:
-        self.path = path
-        self.writes = int(os.environ.get("RANK", 0)) == 0
-        file = path / "settings.json"
-        if self.writes:
-            path.mkdir(parents=True, exist_ok=True)
-            if not resume:
-                for name in ("linear.pt", "finetune.ckpt", "settings.json"):
-                    (path / name).unlink(missing_ok=True)
-        if file.exists():
-            before = json.loads(file.read_text())
-            differing = sorted(n for n in before.keys() | fingerprint if before.get(n) != fingerprint.get(n))
-            if differing:
-                changes = "; ".join(f"{n} was {before.get(n)!r}, is {fingerprint.get(n)!r}" for n in differing)
-                raise ValueError(
-                    f"{path} holds a run of other settings ({changes}); choose another folder, or start anew with "
-                    "resume=False"
-                )
-        elif self.writes:
-            text = json.dumps(fingerprint, indent=2) + "\n"
+
+def is_first_process() -> bool:
+    """Whether this process writes, of those that ``torchrun`` has started."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+class RunFolder:
+    """Where a run leaves its checkpoints and its results.
+
+    Args:
+        settings: what a run must have in common with the one that it continues.
+        resume: continue what lies in ``path``; otherwise all of it is removed.
+
+    Raises:
+        ValueError: ``path`` holds a run of other settings.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], resume: bool) -> None:
+        self.path, self.resume = path, resume
+        if is_first_process():
+            self._claim(path / "settings.json", settings)
+
+    def _claim(self, file: Path, settings: dict[str, Any]) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.resume:
+            for name in (*CHECKPOINTS, *RESULTS, file.name):
+                (self.path / name).unlink(missing_ok=True)
+        if not file.exists():
+            text = json.dumps(settings, indent=2) + "\n"
             write_atomically(file, lambda part: part.write_text(text))
+            return
+        try:
+            before = json.loads(file.read_text())
+        except ValueError as error:
+            raise ValueError(f"{file} does not hold the settings of a run: {error}") from error
+        differing = sorted(n for n in before.keys() | settings if before.get(n) != settings.get(n))
+        if differing:
+            changes = "; ".join(f"{n} was {before.get(n)!r}, is {settings.get(n)!r}" for n in differing)
+            raise ValueError(
+                f"{self.path} holds a run of other settings ({changes}); choose another folder, or start anew "
+                "(resume=False, --restart)"
+            )
 
     def load_linear(self) -> dict[str, Any] | None:
-        file = self.path / "linear.pt"
-        return load_state(file) if file.exists() else None
+        """The checkpoint of the linear phase, if there is one to continue.
+
+        Raises:
+            ValueError: the file holds something else.
+        """
+        file = self.path / CHECKPOINTS[0]
+        if not (self.resume and file.exists()):
+            return None
+        state = load_state(file)
+        if not isinstance(state, dict) or not {"finished", "group", "scale"} <= state.keys():
+            raise ValueError(f"{file} is not a checkpoint of a linear phase")
+        return state
 
     def save_linear(self, state: dict[str, Any]) -> None:
-        if self.writes:
-            save_state(self.path / "linear.pt", state)
+        if is_first_process():
+            save_state(self.path / CHECKPOINTS[0], state)
 
     def write(self, result: TrainedClassifier, data: TrainingData) -> None:
-        if not self.writes:
+        if not is_first_process():
             return
         from safetensors.torch import save_model
 
@@ -109,20 +145,30 @@ def _k_hat(metrics: dict[str, Any]) -> Any:
     return lambda p: 1 / (1 + np.exp(-(w * p + b)))
 
 
-def fingerprint(settings: Mapping[str, Any], data: TrainingData) -> dict[str, Any]:
-    """The settings as JSON has them, and a digest of the data."""
-    digest = hashlib.blake2b(digest_size=8)
-    for value in (data.train.x, *(data.inputs[name] for name in sorted(data.inputs))):
-        if isinstance(value, Tensor):
-            digest.update(np.ascontiguousarray(value.numpy()))
-        elif hasattr(value, "indptr"):
-            digest.update(np.ascontiguousarray(value.indices))
-            digest.update(np.ascontiguousarray(value.data))
-        else:
-            digest.update(str(len(value)).encode())
+def fingerprint(settings: Mapping[str, Any], data: TrainingData, trunk: nn.Module | None) -> dict[str, Any]:
+    """The settings as JSON has them, and digests of the data and of the trunk as it comes."""
+    parts = [data.train.x, *(data.inputs[name] for name in sorted(data.inputs)), data.full_labels]
+    parts += [data.validation_labels, data.validation_rows]
+    if data.validation is not None and data.validation is not data.train:
+        parts.append(data.validation.x)
     plain = {
         name: value if isinstance(value, str | int | float | bool | None) else repr(value)
         for name, value in settings.items()
         if name != "validation" or isinstance(value, int | float)
     }
-    return {"spml_fast": __version__, **plain, "data": digest.hexdigest()}
+    state = [] if trunk is None else list(trunk.state_dict().values())
+    return {"spml_fast": __version__, **plain, "data": _digest(parts), "trunk": _digest(state)}
+
+
+def _digest(parts: Sequence[Any]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(str((tuple(part.shape), part.dtype)).encode())
+            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        elif hasattr(part, "indptr"):
+            for array in (part.indptr, part.indices, part.data):
+                digest.update(np.ascontiguousarray(array))
+        else:  # None, or a Dataset, which is not read
+            digest.update(str(0 if part is None else len(part)).encode())
+    return digest.hexdigest()

@@ -47,7 +47,7 @@ def make_trunk(spec: str | Mapping[str, Any]) -> nn.Module:
         module, _, function = name.partition(":")
         try:
             make = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError) as error:
+        except (ImportError, AttributeError, ValueError, TypeError) as error:
             raise ValueError(f"trunk {name!r} cannot be imported: {error}") from error
         return make(**options)
     try:

@@ -61,7 +61,6 @@ def test_data_fit_for_training(x, observed):
         (MultiLabelData(X, LABELS, OBSERVED + 1), IndexError, r"observed\[1\] is 2"),
         (MultiLabelData(X, LABELS, OBSERVED.float()), TypeError, "int64"),
         (MultiLabelData(X / 0, LABELS, OBSERVED), ValueError, "row 0, column 0"),
-        (MultiLabelData([0, 1, 2, 3], LABELS, OBSERVED), TypeError, "or a Dataset, got list"),
     ],
 )
 def test_data_unfit_for_training(data, error, message):
