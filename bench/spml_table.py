@@ -205,8 +205,9 @@ def markdown(lines: Sequence[dict[str, object]], device: str) -> str:
     text = [
         "# Losses on the Mulan sets, one positive label per training instance",
         "",
-        f"Linear classifiers, mean ± standard deviation over {lines[0]['seeds']} seeds, mAP in %; `python "
-        f"bench/spml_table.py` says how. Measured on {device}.",
+        f"Linear classifiers, mean ± standard deviation over {lines[0]['seeds']} seeds, mAP in %; "
+        f"`bench/spml_table.py` says how. Measured on {device}; seconds (of three learning rates, and of one in "
+        "plain PyTorch) are wall time, and worth as much as the machine was idle.",
         "",
         "| " + " | ".join(HEADERS) + " |",
         "| --- | --- |" + " ---: |" * (len(HEADERS) - 2),
