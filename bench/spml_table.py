@@ -251,7 +251,9 @@ def main() -> None:
     for line in verdicts(lines):
         print(line)
     if given.markdown is not None:
-        given.markdown.write_text(markdown(lines, f"{where['device_name']}, {where['threads']} threads"))
+        given.markdown.write_text(
+            markdown(lines, f"{where['device_name']}, {where['threads']} thread{'s' * (where['threads'] > 1)}")
+        )
 
 
 if __name__ == "__main__":
