@@ -45,6 +45,10 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
         coef_, intercept_: (L, n_features) and (L,).
         metrics_: records of the training, see :class:`spml_fast.TrainedClassifier`.
         n_features_in_, feature_names_in_: as in scikit-learn.
+
+    Of scikit-learn's ``check_estimator`` it cannot pass those that want one class per row from ``predict`` or from
+    the columns of ``decision_function``: check_estimator_sparse_array, check_estimator_sparse_matrix,
+    check_classifiers_classes, check_classifiers_train and check_decision_proba_consistency.
     """
 
     def __init__(
