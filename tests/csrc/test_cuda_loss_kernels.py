@@ -594,8 +594,8 @@ def test_large_loss_threshold_and_flips(dtype, emulator):
 
 
 def test_threshold_where_nothing_is_unobserved(emulator):
-    z, threshold = torch.randn(5, 7), torch.zeros(1)
-    emulator.large_loss_threshold(0, select_params(emulator, z, torch.ones(5, 7), k=3), threshold, 2)
+    z, labels, threshold = torch.randn(5, 7), torch.ones(5, 7), torch.zeros(1)  # the parameters hold pointers only
+    emulator.large_loss_threshold(0, select_params(emulator, z, labels, k=3), threshold, 2)
     assert threshold.item() == math.inf
 
 
