@@ -8,13 +8,14 @@ from .labels import LabelEstimator
 from .losses import fused_linear_loss
 from .losses.batch import *  # noqa: F403
 from .losses.elementwise import *  # noqa: F403
-from .sampling import JointClass, MultiLabelDensityRatio, S2MResult, S2MSampler, s2m_sample
+from .sampling import JointClass, LatentMixture, MultiLabelDensityRatio, S2MResult, S2MSampler, s2m_sample
 from .training import DensityRatio, TrainedClassifier, train_classifier, train_density_ratio
 
 __all__ = [
     "DensityRatio",
     "JointClass",
     "LabelEstimator",
+    "LatentMixture",
     "MultiLabelDensityRatio",
     "S2MResult",
     "S2MSampler",

@@ -53,7 +53,22 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--i", nargs="+", required=True, metavar="NAME", help="attributes that the samples have")
     sample.add_argument("--j", nargs="+", default=[], metavar="NAME", help="attributes that they do not have")
     sample.add_argument("-n", type=int, default=64, help="number of samples (default: %(default)s)")
-    sample.add_argument("--steps", type=int, default=200, help="steps of each chain (default: %(default)s)")
+    sample.add_argument(
+        "--steps",
+        type=_steps,
+        default=200,
+        help="steps of each chain, or auto: until the bound on the distance to the target is --tol (default: "
+        "%(default)s)",
+    )
+    sample.add_argument("--tol", type=float, default=0.01, help="of --steps auto (default: %(default)s)")
+    sample.add_argument(
+        "--per-chain",
+        type=int,
+        default=1,
+        metavar="K",
+        help="samples that each chain gives (default: %(default)s)",
+    )
+    sample.add_argument("--adapt", action="store_true", help="fit the proposals to the joint class where it pays")
     sample.add_argument("--seed", type=int, default=None, help="default: a new one each time")
     sample.add_argument("--device", default="cpu", help="default: %(default)s")
     sample.add_argument("--out", type=Path, help="picture to write, an .npz beside it (default: in DIR)")
@@ -129,6 +144,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     print(f"{'mAP':<{width}} {100 * result['map']:6.2f} on {result['n']} instances")
 
 
+def _steps(text: str) -> int | str:
+    return text if text == "auto" else int(text)
+
+
 def _info(options: argparse.Namespace) -> None:
     import torch
 
@@ -166,6 +185,9 @@ def _sample(options: argparse.Namespace) -> None:
         options.j,
         n_samples=options.n,
         n_steps=options.steps,
+        tol=options.tol,
+        samples_per_chain=options.per_chain,
+        adapt=options.adapt,
         seed=options.seed,
         device=options.device,
         out=options.out,

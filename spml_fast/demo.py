@@ -126,17 +126,23 @@ def draw_again(
     has: Sequence[str],
     has_not: Sequence[str] = (),
     n_samples: int = 64,
-    n_steps: int = 200,
+    n_steps: int | str = 200,
     seed: int | None = None,
     device: str = "cpu",
     out: str | Path | None = None,
+    **options: Any,
 ) -> S2MResult:
-    """Draws one joint class of attribute names from what :func:`run_demo` saved; writes a picture and an .npz."""
+    """Draws one joint class of attribute names from what :func:`run_demo` saved; writes a picture and an .npz.
+
+    ``options`` are more of those of :meth:`S2MSampler.sample`: adapt, tol, samples_per_chain, ...
+    """
     from .plots import plot_samples
 
     G, clf, _ = (module.to(device) for module in load_demo(folder))
     target = JointClass.of(attribute_indices(has), attribute_indices(has_not))
-    result = demo_sampler(G, clf).sample(target.I, target.J, n_samples, n_steps, seed=seed, progress=True)
+    result = demo_sampler(G, clf).sample(
+        target.I, target.J, n_samples, n_steps, seed=seed, progress=True, **options
+    )
     name = joint_class_name(target.I, target.J)
     path = Path(out) if out is not None else Path(folder) / f"samples_{name}.png"
     arrays = {"samples": result.samples, "latents": result.latents, "log_weights": result.log_weights}
@@ -148,8 +154,13 @@ def draw_again(
     if rows:
         plot_samples(rows, path)
     d = result.diagnostics
+    if result.adaptation is not None:
+        stages = ", ".join(
+            joint_class_name(stage.joint_class.I, stage.joint_class.J) for stage in result.adaptation.stages
+        )
+        print(f"adapted to {stages} with {result.adaptation.proposals} proposals")
     print(
-        f"{len(result.samples)} samples of {name}: "
+        f"{len(result.samples)} samples of {name} after {d.burn_in} steps: "
         f"acceptance {d.acceptance_rate:.3f}, support {d.support_rate:.3f}, "
         f"ESS/proposal {d.ess_per_proposal:.3f}, M {d.max_weight_ratio:.1f}, TV bound {d.tv_bound:.2g}\n"
         f"written to {path} and {path.with_suffix('.npz')}"

@@ -12,7 +12,9 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +31,17 @@ from .._models import (
     takes_label,
 )
 from .._ops import compute_dtype
+from .adaptation import (
+    AdaptationError,
+    AdaptationPath,
+    AdaptationStage,
+    LatentMixture,
+    MixtureProposal,
+    candidates,
+)
 from .chains import ChainState
-from .diagnostics import Diagnostics, Timing, diagnose
+from .diagnostics import Diagnostics, Timing, diagnose, weight_summary
+from .length import FIRST_LOOK, ChainLength
 from .proposals import DrawLatents, DrawnProposal, GivenLatents, PriorProposal, Proposal
 from .targets import JointClass, PerTarget, Targets, pack_targets
 
@@ -38,6 +49,16 @@ Indices = int | Iterable[int]
 
 BLOCK_ROWS = 65536
 """Proposals whose logits are held between two accept passes, if block_steps is not given."""
+
+WELL_SERVED = 0.05
+"""Effective samples per proposal from which on the prior is kept: a fitted proposal would give more, but its
+tails are lighter, and with them grows M, the largest weight, which chains have to wait for."""
+
+MET = 4
+"""Expected samples of a joint class among the proposals, below which a run is taken not to have met it."""
+
+OFTEN_ENOUGH = 2 / 64
+"""Effective samples per proposal from which on a joint class is fitted at once, not attribute by attribute."""
 
 FIRST_BATCH = 64
 """Proposals in the batch that shows the size of x, and in none fewer after it, if batch_size is not given."""
@@ -60,6 +81,13 @@ class S2MResult:
     chains: Tensor
     """(n,) int64: the chain that each row is the state of."""
     diagnostics: Diagnostics
+    adaptation: AdaptationPath | None = None
+    """How the proposals were adapted, if they were."""
+
+    def first(self, n: int) -> S2MResult:
+        """Its first ``n`` samples."""
+        names = ("samples", "latents", "log_weights", "chains")
+        return replace(self, **{name: getattr(self, name)[:n] for name in names})
 
 
 class S2MSampler:
@@ -164,28 +192,44 @@ class S2MSampler:
         self,
         targets: Iterable[tuple[Indices, Indices]],
         n_samples: int | None = None,
-        n_steps: int | None = None,
+        n_steps: int | str | None = None,
         *,
+        tol: float = 0.01,
+        max_steps: int = 10_000,
+        samples_per_chain: int = 1,
+        thin: int | None = None,
+        adapt: bool = False,
         seed: int | None = None,
         first_chain: int = 0,
         proposal_class: int | None = None,
-        proposal: DrawLatents | None = None,
+        proposal: LatentMixture | DrawLatents | None = None,
         latents: Tensor | np.ndarray | None = None,
         progress: bool = False,
     ) -> list[S2MResult]:
         """Many joint classes from one pool of proposals; result t equals ``sample(*targets[t])``, bit for bit.
 
-        Class-conditional proposals make one pool for each proposal class among the targets.
+        Class-conditional proposals make one pool for each proposal class among the targets, adapted proposals one
+        for each target. Chains of n_steps="auto" run as long as the target of their pool that needs most.
 
         Args:
             targets: (I, J) pairs of class indices; an int is one index; J may be empty.
-            n_samples: chains, and so samples, per joint class. Default 64.
-            n_steps: proposals that each chain is offered. Default 200.
+            n_samples: samples per joint class, each of a chain of its own unless ``samples_per_chain`` says
+                otherwise. Default 64.
+            n_steps: proposals that each chain is offered before it gives its first sample. Default 200. "auto": as
+                many as bring the bound (1 - 1/M)^n on the distance to every target, in total variation, down to
+                ``tol``, with M estimated from the weights of all chains; at most ``max_steps``.
+            tol, max_steps: of n_steps="auto".
+            samples_per_chain: samples that each chain gives, ``thin`` steps apart. As many fewer chains run.
+            thin: as many steps as the bound asks for, for "auto", otherwise n_steps, unless given. Fewer leave
+                samples of one chain correlated.
+            adapt: fit a proposal to each target that the prior serves badly (:meth:`adapt`); a pilot run of 16
+                steps finds which those are. The path is ``result.adaptation``.
             seed: 64-bit integer; drawn from torch's global generator unless given.
             first_chain: number of the first chain. Chain c of one run equals chain c of any other with this seed.
             proposal_class: label of class-conditional proposals; I[0] of each target unless given.
-            proposal: ``draw(n, generator) -> latents (n, *z_shape)`` or ``(latents, log weights (n,))``, in
-                place of the standard normal prior; the log weights are log p_z(z) - log p~_z(z).
+            proposal: in place of the standard normal prior, a :class:`LatentMixture`; or ``draw(n, generator) ->
+                latents (n, *z_shape)`` or ``(latents, log weights (n,))``, called once a step with n chains, the
+                log weights being log p_z(z) - log p~_z(z).
             latents: (n_steps, n_samples, *z_shape) proposals drawn elsewhere; they fix n_steps and n_samples.
             progress: show a tqdm bar.
 
@@ -202,10 +246,15 @@ class S2MSampler:
         if proposal is not None and latents is not None:
             raise ValueError("give either proposal or latents, not both")
         if latents is not None:
+            if isinstance(n_steps, str) or samples_per_chain != 1:
+                raise ValueError(
+                    f"given latents fix the number of steps: {n_steps=}, {samples_per_chain=} cannot be"
+                )
             latents = self._checked_latents(latents, n_samples, n_steps)
             n_steps, n_samples = latents.shape[:2]
         n_samples = _check_count(64 if n_samples is None else n_samples, "n_samples")
-        n_steps = _check_count(200 if n_steps is None else n_steps, "n_steps", limit=2**31 - 1)
+        length = _chain_length(n_steps, tol, max_steps, samples_per_chain, thin)
+        n_chains = -(-n_samples // samples_per_chain)
         if first_chain < 0:
             raise ValueError(f"first_chain must not be negative, got {first_chain}")
         if proposal_class is not None and not self.conditional:
@@ -213,44 +262,144 @@ class S2MSampler:
                 f"proposal_class={proposal_class}, but G takes no label; "
                 "pass conditional=True to S2MSampler if it does"
             )
+        if adapt and (proposal is not None or latents is not None):
+            raise ValueError("adapt=True fits proposals itself; give neither proposal nor latents")
         seed = int(torch.randint(2**63 - 1, ())) if seed is None else _signed(seed)
+        paths: list[AdaptationPath | None] = [None] * len(joint_classes)
+        if adapt:
+            paths = self._adapt_where_it_pays(joint_classes, proposal_class, seed, progress)
 
-        def make_proposal() -> Proposal:
+        def make_proposal(path: AdaptationPath | None) -> Proposal:
             if latents is not None:
                 return GivenLatents(latents)
-            if proposal is not None:
-                return DrawnProposal(proposal, n_samples, seed, self.device)
-            return PriorProposal(self.z_shape, n_samples, seed, first_chain, self.dtype, self.device)
+            arguments = (self.z_shape, n_chains, seed, first_chain, self.dtype, self.device)
+            mixture = proposal if path is None else path.mixture
+            if isinstance(mixture, LatentMixture):
+                return MixtureProposal(mixture, *arguments)
+            if mixture is not None:
+                return DrawnProposal(mixture, n_chains, seed, self.device)
+            return PriorProposal(*arguments)
 
-        pools: dict[int | None, list[int]] = {}
+        # Targets share a pool if they share their proposals: those of one label, or of one adaptation.
+        pools: dict[tuple[int | None, int | None], list[int]] = {}
         for t, target in enumerate(joint_classes):
             label = target.I[0] if proposal_class is None else proposal_class
-            pools.setdefault(label if self.conditional else None, []).append(t)
+            own = None if paths[t] is None else t
+            pools.setdefault((label if self.conditional else None, own), []).append(t)
         results: list[S2MResult | None] = [None] * len(joint_classes)
         with (
             eval_mode(self.G, self.clf),
             tqdm(
-                total=len(pools) * n_steps * n_samples,
+                total=None if length.automatic else len(pools) * length.expected_steps * n_chains,
                 desc="S2M sampling",
                 unit=" proposals",
                 unit_scale=True,
                 disable=not progress,
             ) as bar,
         ):
-            for label, members in pools.items():
-                pool = _Pool(self, [joint_classes[t] for t in members], label, make_proposal())
-                pool_results = pool.run(n_samples, n_steps, seed, first_chain, bar)
+            for (label, _), members in pools.items():
+                path = paths[members[0]]
+                pool = _Pool(self, [joint_classes[t] for t in members], label, make_proposal(path))
+                pool_results = pool.run(n_chains, length, seed, first_chain, bar)
                 for t, result in zip(members, pool_results, strict=True):
-                    results[t] = result
+                    results[t] = replace(result.first(n_samples), adaptation=path)
         for result in results:
-            lost = result.diagnostics.chains_without_support
-            if lost > 0:
-                warnings.warn(
-                    f"{lost} of {n_samples} chains never met the support of {result.joint_class} in "
-                    f"{result.diagnostics.n_steps} steps and have no sample",
-                    stacklevel=2,
-                )
+            _warn_of(result, length, n_samples)
         return results
+
+    def adapt(
+        self,
+        I: Indices,
+        J: Indices = (),
+        *,
+        order: Sequence[int] | None = None,
+        n_chains: int = 1024,
+        max_steps: int = 1000,
+        proposal_class: int | None = None,
+        seed: int | None = None,
+        progress: bool = False,
+        **fit: Any,
+    ) -> AdaptationPath:
+        """A proposal for a rare joint class, fitted to latents of its samples (latent adaptation).
+
+        Where the prior meets the joint class often enough, one stage does. Otherwise attributes are added one at a
+        time (repeated adaptation): each stage samples the joint class of the attributes so far from the proposal
+        before, and fits the next proposal to the latents of its samples. The cost grows with the number of
+        attributes, not with one over the probability of having all of them. Pass ``path.mixture`` as ``proposal``;
+        weights correct for it exactly.
+
+        Args:
+            order: the attributes of I and J in the order in which they are added, beginning in I. By default the
+                one that the proposals so far serve best (the largest effective sample size) is added next.
+            n_chains: samples that each stage is fitted to.
+            max_steps: of the chains of a stage, which run for two effective samples each.
+            proposal_class, seed, progress: as in :meth:`sample_targets`.
+            fit: of :meth:`LatentMixture.fit`: n_components, covariance, prior_share, ...
+
+        Raises:
+            ValueError: an order that does not fit; a stage that the chains hardly met.
+            KeyboardInterrupt: on Ctrl-C.
+        """
+        target = _joint_class((I, J))
+        _check_count(n_chains, "n_chains")
+        _check_count(max_steps, "max_steps", limit=2**31 - 1)
+        seed = int(torch.randint(2**63 - 1, ())) if seed is None else _signed(seed)
+        if proposal_class is None and self.conditional:
+            proposal_class = target.I[0]
+        options = dict(n_samples=n_chains, proposal_class=proposal_class, progress=progress)
+        stages: list[AdaptationStage] = []
+        taken: tuple[int, ...] = ()
+        while set(taken) != {*target.I, *target.J}:
+            key = _stage_seed(seed, len(stages))
+            run = partial(self.sample_targets, proposal=stages[-1].mixture if stages else None, **options)
+            choice = candidates(target, taken, order)
+            if not stages and order is None and choice != [target]:
+                choice.append(target)
+            looking = min(FIRST_LOOK, max_steps)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SamplingWarning)
+                before = [stages[-1].joint_class] if stages else []
+                looks = run([*choice, *before], n_steps=looking, seed=key)
+                base = looks.pop().diagnostics if stages else None
+                result = _next_stage(looks, target, base)
+                proposals = n_chains * looking
+                # Long enough for most chains to hold a sample: what is fitted need not be exact, weights mend it.
+                n_steps = math.ceil(min(2 / max(_efficiency(result, base), 1e-9), max_steps))
+                if n_steps > looking:
+                    (result,) = run([result.joint_class], n_steps=n_steps, seed=_stage_seed(key, 1))
+                    proposals += n_chains * n_steps
+            if result.diagnostics.interrupted:
+                raise KeyboardInterrupt
+            if _efficiency(result, base) == 0 or len(result.latents) < 2:
+                raise AdaptationError(
+                    f"adaptation: {n_chains} chains hardly met {result.joint_class} in "
+                    f"{result.diagnostics.n_steps} steps, too little to fit a proposal to; take more chains or "
+                    "steps, or another order"
+                )
+            fitted = LatentMixture.fit(result.latents, seed=key, **fit)
+            stages.append(AdaptationStage(result.joint_class, result.diagnostics, proposals, fitted))
+            taken = (*result.joint_class.I, *result.joint_class.J)
+        return AdaptationPath(tuple(stages))
+
+    def _adapt_where_it_pays(
+        self, joint_classes: list[JointClass], proposal_class: int | None, seed: int, progress: bool
+    ) -> list[AdaptationPath | None]:
+        """A path for each target of which the prior gives few effective samples, None for the others."""
+        options = dict(proposal_class=proposal_class, progress=progress)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SamplingWarning)
+            pilot = self.sample_targets(joint_classes, 1024, FIRST_LOOK, seed=_stage_seed(seed, 0), **options)
+        if any(look.diagnostics.interrupted for look in pilot):
+            raise KeyboardInterrupt
+        paths: list[AdaptationPath | None] = []
+        for t, (target, look) in enumerate(zip(joint_classes, pilot, strict=True)):
+            paths.append(None)
+            if _efficiency(look, None) < WELL_SERVED:
+                try:
+                    paths[t] = self.adapt(target.I, target.J, seed=_stage_seed(seed, t + 1), **options)
+                except AdaptationError as error:
+                    warnings.warn(f"{error}; the prior is kept", SamplingWarning, stacklevel=4)
+        return paths
 
     def _checked_latents(self, latents: Tensor | np.ndarray, n_samples: int | None, n_steps: int | None) -> Tensor:
         latents = torch.as_tensor(latents)
@@ -313,37 +462,68 @@ class _Pool:
         self.state: ChainState | None = None
         self.targets: Targets | None = None
         self.kept: dict[str, Tensor] = {}  # what the winners cannot be asked for again, (T, C, ...)
+        self.done = 0  # steps
+        self.snapshots: list[dict[str, Tensor]] = []  # of the chains, where they gave samples
 
-    def run(self, n_chains: int, n_steps: int, seed: int, first_chain: int, bar: tqdm) -> list[S2MResult]:
+    def run(self, n_chains: int, length: ChainLength, seed: int, first_chain: int, bar: tqdm) -> list[S2MResult]:
         start = time.perf_counter()
-        block_steps = self.sampler.block_steps or max(1, BLOCK_ROWS // n_chains)
-        done = 0
+        plan = _Plan(length)
         interrupted = False
         with torch.inference_mode():
-            while done < n_steps:
-                steps = min(block_steps, n_steps - done)
-                try:  # of G and clf alone, which take the time: the chains are never left half updated
-                    latents, extra = self.proposal.block(done, steps)
-                    x, output = self._classify(latents, bar)
-                except KeyboardInterrupt:
-                    if done == 0:
-                        raise
-                    interrupted = True
-                    break
-                self._accept(output, extra, steps, n_chains, seed, first_chain, done)
-                self._keep_winners(latents, x, done, n_chains)
-                done += steps
+            while plan.next is not None and not interrupted:
+                interrupted = not self._advance(plan.next, n_chains, seed, first_chain, bar)
+                if not interrupted:
+                    self._take(plan, n_chains)
             self.state.raise_if_invalid()
+            if not self.snapshots:
+                self._snapshot()
             winners = self._decode(n_chains)
         timing = Timing(
             generator=self.generator_time.seconds(),
             classifier=self.classifier_time.seconds(),
             total=time.perf_counter() - start,
         )
+        burn_in = min(self.done, plan.burn_in or self.done)  # an interrupted run may not have come so far
         return [
-            S2MResult(target, *winners.of_target(t), diagnose(self.state, t, done, timing, interrupted))
+            S2MResult(
+                target,
+                *winners.of_target(t),
+                diagnose(self.state, t, self.done, timing, interrupted, burn_in, plan.thin),
+            )
             for t, target in enumerate(self.joint_classes)
         ]
+
+    def _advance(self, to: int, n_chains: int, seed: int, first_chain: int, bar: tqdm) -> bool:
+        """Run the chains to step ``to``; False if Ctrl-C came first."""
+        block_steps = self.sampler.block_steps or max(1, BLOCK_ROWS // n_chains)
+        while self.done < to:
+            steps = min(block_steps, to - self.done)
+            try:  # of G and clf alone, which take the time: the chains are never left half updated
+                latents, extra = self.proposal.block(self.done, steps)
+                x, output = self._classify(latents, bar)
+            except KeyboardInterrupt:
+                if self.done == 0:
+                    raise
+                return False
+            self._accept(output, extra, steps, n_chains, seed, first_chain, self.done)
+            self._keep_winners(latents, x, self.done, n_chains)
+            self.done += steps
+        return True
+
+    def _take(self, plan: _Plan, n_chains: int) -> None:
+        """At a step of the plan: a sample of every chain, or a look at how far there is to go."""
+        ratio = 0.0
+        if plan.looks:
+            ratio = max(
+                weight_summary(self.state.weights[:, t].cpu().numpy(), self.done)[1]
+                for t in range(len(self.joint_classes))
+            )
+        if plan.arrive(ratio):
+            self._snapshot()
+
+    def _snapshot(self) -> None:
+        state = {"winner": self.state.winner, "log_weight": self.state.log_weight, **self.kept}
+        self.snapshots.append({name: value.clone() for name, value in state.items()})
 
     def _classify(self, latents: Tensor, bar: tqdm) -> tuple[Tensor | None, ClassifierOutput]:
         """G and clf over a block's latents, a batch at a time; x only where samples are kept."""
@@ -469,14 +649,12 @@ class _Pool:
 
     def _decode(self, n_chains: int) -> _Winners:
         """Latents and samples of all chains that have a state; what several targets share is decoded once."""
-        target, chain = torch.nonzero(self.state.winner >= 0, as_tuple=True)
-        step = self.state.winner[target, chain].long()
-        if "latents" in self.kept:
-            latents = self.kept["latents"][target, chain]
-        else:
-            latents = self.proposal.recall(chain, step)
-        if "x" in self.kept:
-            x = self.kept["x"][target, chain]
+        kept = {name: torch.stack([snapshot[name] for snapshot in self.snapshots]) for name in self.snapshots[0]}
+        draw, target, chain = torch.nonzero(kept["winner"] >= 0, as_tuple=True)
+        step = kept["winner"][draw, target, chain].long()
+        latents = kept["latents"][draw, target, chain] if "latents" in kept else self.proposal.recall(chain, step)
+        if "x" in kept:
+            x = kept["x"][draw, target, chain]
             row_of_x = torch.arange(len(x), device=x.device)
         else:
             proposals, row_of_x = torch.unique(step * n_chains + chain, return_inverse=True)
@@ -484,7 +662,40 @@ class _Pool:
             # Many generators break on an empty batch: without any winner, one latent tells the shape of x.
             rows = latents[first] if len(first) > 0 else latents.new_zeros(1, *latents.shape[1:])
             x = torch.cat([self._generate(z) for z in rows.split(self.batch_size)])
-        return _Winners(target, chain, latents, self.state.log_weight[target, chain], x, row_of_x)
+        return _Winners(target, chain, latents, kept["log_weight"][draw, target, chain], x, row_of_x)
+
+
+class _Plan:
+    """The next step at which chains of a given length are looked at, or give a sample."""
+
+    def __init__(self, length: ChainLength) -> None:
+        self.length = length
+        self.burn_in, self.thin = length.n_steps, length.thin
+        if length.automatic:
+            self.next: int | None = min(FIRST_LOOK, length.max_steps)
+        else:
+            self.next = length.n_steps
+            self.thin = length.thin or length.n_steps
+        self.left = length.samples_per_chain
+
+    @property
+    def looks(self) -> bool:
+        """Whether the weights are needed on arrival."""
+        return self.burn_in is None
+
+    def arrive(self, max_weight_ratio: float) -> bool:
+        """At step ``next``: whether it is time for a sample; sets the next one."""
+        done = self.next
+        if self.burn_in is None:
+            needed = self.length.needed(max_weight_ratio)
+            if done < min(needed, self.length.max_steps):
+                self.next = self.length.next_look(done, needed)
+                return False
+            self.burn_in = done
+            self.thin = self.thin or int(min(needed, done))
+        self.left -= 1
+        self.next = done + self.thin if self.left else None
+        return True
 
 
 @dataclass
@@ -510,6 +721,83 @@ def _joint_class(target: object) -> JointClass:
     if not isinstance(target, (tuple, list)) or len(target) != 2:
         raise ValueError(f"each target must be a pair (I, J), got {target!r}")
     return JointClass.of(*target)
+
+
+def _chain_length(
+    n_steps: int | str | None, tol: float, max_steps: int, samples_per_chain: int, thin: int | None
+) -> ChainLength:
+    if isinstance(n_steps, str):
+        if n_steps != "auto":
+            raise ValueError(f"n_steps must be a number or 'auto', got {n_steps!r}")
+    else:
+        n_steps = _check_count(200 if n_steps is None else n_steps, "n_steps", limit=2**31 - 1)
+    for name, value in (("max_steps", max_steps), ("samples_per_chain", samples_per_chain), ("thin", thin)):
+        if value is not None:
+            _check_count(value, name, limit=2**31 - 1)
+    length = ChainLength(None if n_steps == "auto" else n_steps, tol, max_steps, samples_per_chain, thin)
+    if length.expected_steps > 2**31 - 1:
+        raise ValueError(f"the chains would take {length.expected_steps} steps, more than 2^31 - 1")
+    return length
+
+
+class SamplingWarning(UserWarning):
+    """A run that did not bring what was asked for: chains without a sample, a length that was not enough."""
+
+
+def _next_stage(looks: list[S2MResult], target: JointClass, base: Diagnostics | None) -> S2MResult:
+    """The whole target where it is met often enough or nothing else is left, otherwise what is served best."""
+    parts = [look for look in looks if look.joint_class != target]
+    whole = looks[-1]
+    if not parts or (whole.joint_class == target and _efficiency(whole, base) >= OFTEN_ENOUGH):
+        return whole
+    return max(parts, key=lambda look: _efficiency(look, base))
+
+
+def _efficiency(look: S2MResult, base: Diagnostics | None) -> float:
+    """Effective samples per proposal; 0 where the joint class was hardly met.
+
+    Classifiers whose logits are finite give every proposal some weight, and where none belongs to the joint class
+    the weights are small and alike: many effective samples of nothing. ``base`` is of a wider joint class that the
+    proposals were made for (None: the prior): the ratio of mean weights is the share of its samples that belong.
+    """
+    d = look.diagnostics
+    samples, log_mean = d.n_chains * d.n_steps, 0.0
+    if base is not None:
+        samples, log_mean = samples * base.ess_per_proposal, base.log_mean_weight
+    return d.ess_per_proposal if samples * math.exp(min(d.log_mean_weight - log_mean, 0.0)) >= MET else 0.0
+
+
+def _stage_seed(seed: int, stage: int) -> int:
+    """A seed of its own for each stage; the draws of different keys are independent."""
+    state = np.random.SeedSequence([seed % 2**64, stage]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
+
+
+def _warn_of(result: S2MResult, length: ChainLength, n_samples: int) -> None:
+    d = result.diagnostics
+    if d.chains_without_support > 0:
+        warnings.warn(
+            f"{d.chains_without_support} of {d.n_chains} chains never met the support of {result.joint_class} in "
+            f"{d.n_steps} steps and have no sample",
+            SamplingWarning,
+            stacklevel=3,
+        )
+    elif len(result.samples) < n_samples:
+        warnings.warn(
+            f"{n_samples - len(result.samples)} of {n_samples} samples of {result.joint_class} are missing: their "
+            "chains had not met its support by then, or the run was interrupted",
+            SamplingWarning,
+            stacklevel=3,
+        )
+    if d.burn_in >= length.max_steps and length.automatic and d.tv_bound > length.tol and not d.interrupted:
+        warnings.warn(
+            f"{result.joint_class}: after max_steps={length.max_steps} steps the bound on the distance to the "
+            f"target is {d.tv_bound:.2g}, not tol={length.tol:g} (M = {d.max_weight_ratio:.0f}). Adapt the "
+            "proposals (adapt=True), calibrate D_v or temper it (validity_temperature above 1), train a better "
+            "generator, or take more steps",
+            SamplingWarning,
+            stacklevel=3,
+        )
 
 
 def _check_count(value: object, name: str, limit: int = 2**62) -> int:
