@@ -360,6 +360,8 @@ class S2MSampler:
                 warnings.simplefilter("ignore", SamplingWarning)
                 before = [stages[-1].joint_class] if stages else []
                 looks = run([*choice, *before], n_steps=looking, seed=key)
+                if looks[0].diagnostics.interrupted:
+                    raise KeyboardInterrupt
                 base = looks.pop().diagnostics if stages else None
                 result = _next_stage(looks, target, base)
                 proposals = n_chains * looking

@@ -751,14 +751,15 @@ def test_adapt_and_other_proposals_exclude_each_other():
             six().sample(0, adapt=True, **other)
 
 
-def test_an_interrupted_stage_ends_the_adaptation():
-    """Ctrl-C in a stage must not just shorten that stage and let all others run on."""
+@pytest.mark.parametrize("steps", [5, 20])
+def test_an_interrupted_stage_ends_the_adaptation(steps):
+    """Ctrl-C in a stage, or in the look before it, must not just shorten it and let all others run on."""
 
     class Interrupted(Thresholds):
         stopped_at = None
 
         def forward(self, x):
-            if self.stopped_at is None and self.rows >= 256 * 20:
+            if self.stopped_at is None and self.rows >= 256 * steps:
                 self.stopped_at = self.rows
                 raise KeyboardInterrupt
             return super().forward(x)
