@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -115,6 +114,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.restart:
         options.after_interrupt = "; the same command without --restart continues"
     from .training.config import apply_setting, parse_setting, read_config, run_config, summary
+    from .training.processes import is_first_process
 
     config = {} if options.config is None else read_config(options.config)
     for name in ("data", "loss", "train_mode", "trunk", "epochs", "seed", "accelerator"):
@@ -124,7 +124,7 @@ def _train(options: argparse.Namespace) -> None:
     for text in options.set:
         apply_setting(config, *parse_setting(text))
     result = run_config(config, options.out, resume=not options.restart, progress=not options.quiet)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if is_first_process():
         print(f"{summary(result.metrics)}\nreport          {options.out / 'report.html'}")
 
 

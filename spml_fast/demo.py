@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from .data.digits import (
 )
 from .labels import single_positives
 from .sampling import JointClass, S2MResult, S2MSampler
+from .training.checkpoint import write_atomically
 from .training.density_ratio import DensityRatio, DensityRatioClassifier, train_density_ratio
 from .training.quiet import quiet_fit, quiet_trainer, tensor_loader
 
@@ -190,9 +192,7 @@ def _save_demo(out: Path, *modules: nn.Module) -> None:
     from safetensors.torch import save_model
 
     for name, module in zip(FILES, modules, strict=True):
-        # Written whole under another name first: an interrupted run leaves no half file.
-        save_model(module, out / f"{name}.part")
-        (out / f"{name}.part").replace(out / name)
+        write_atomically(out / name, partial(save_model, module))
 
 
 # ------------------------------------------------------------------------------------- generator

@@ -13,8 +13,18 @@ import torch
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
     """``write(part)`` writes a file beside ``path``, which then takes its name: whole or not at all."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.part")
-    write(part)
+    write(part_of(path))
+    return take_name(path)
+
+
+def part_of(path: Path) -> Path:
+    """Where ``path`` is written before it takes its name."""
+    return path.with_name(f".{path.name}.part")
+
+
+def take_name(path: Path) -> Path:
+    """Let what lies in the part file be ``path``."""
+    part = part_of(path)
     with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(path)

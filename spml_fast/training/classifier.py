@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from ..losses import Loss
 from .linear import CheckpointError, LinearRun, LinearTask, ResidentFeatures, best_run, fit_linear, stream
 from .model import MultiLabelClassifier, over_rows
 from .prepare import TrainingData, prepare, take
+from .processes import local_rank
 from .recipe import Recipe
 from .run_folder import CHECKPOINTS, RunFolder, fingerprint
 
@@ -169,7 +169,8 @@ def train_classifier(
     data = prepare(train, test, validation, recipe, names, validation_labels, pseudo_labels)
     folder = None
     if out is not None:
-        settings = {name: value for name, value in (given | vars(recipe)).items() if name not in _NOT_SETTINGS}
+        checked = vars(recipe) | {"lr": recipe.lrs, "batch_size": recipe.batch_sizes}
+        settings = {name: value for name, value in (given | checked).items() if name not in _NOT_SETTINGS}
         folder = RunFolder(Path(out), fingerprint(settings, data, trunk), resume)
     with torch.random.fork_rng():
         torch.manual_seed(stream(recipe.seed, 4).initial_seed())
@@ -300,7 +301,7 @@ class _Training:
     def _device(self) -> torch.device:
         if self.recipe.accelerator == "cpu" or not torch.cuda.is_available():
             return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        return torch.device("cuda", local_rank())
 
     # --- fine-tuning ------------------------------------------------------------------------------
 

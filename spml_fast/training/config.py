@@ -17,8 +17,9 @@ from ..metrics import evaluate
 from .checkpoint import write_atomically
 from .classifier import TrainedClassifier, train_classifier
 from .model import load_classifier
+from .processes import is_first_process
 from .report import write_report
-from .run_folder import is_first_process, write_results
+from .run_folder import write_results
 from .trunks import make_trunk
 
 OF_THE_CALLER = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,10 +14,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
 
-from ..metrics import average_precision, probability_counts
-from .checkpoint import load_state, write_atomically
-from .linear import finite, stream
+from .checkpoint import load_state, part_of, take_name
+from .linear import finite, stream, watch
 from .module import SPMLModule
+from .processes import local_world_size, rank, world_size
 from .quiet import quiet_fit, quiet_trainer
 
 Batch = dict[str, Tensor]
@@ -86,7 +85,7 @@ class EpochLoader(DataLoader):
     seed, epoch = 0, 0
 
     def __iter__(self) -> Iterator[Batch]:
-        self.generator.manual_seed(stream(self.seed, 5, processes()[1], self.epoch).initial_seed())
+        self.generator.manual_seed(stream(self.seed, 5, rank(), self.epoch).initial_seed())
         if isinstance(self.batch_sampler.sampler, DistributedSampler):
             self.batch_sampler.sampler.set_epoch(self.epoch)
         return super().__iter__()
@@ -98,20 +97,15 @@ def loader(data: Rows, batch_size: int, *, seed: int | None = None, workers: int
     The processes deal out one permutation between them, so that their batches join to those of a single process.
     In training all get equally many rows, some row twice if it must be; in validation every row goes to one.
     """
-    world, rank = processes()
+    world, here = world_size(), rank()
     mine = batch_size // world
     if seed is None:
-        batches = BatchSampler(range(rank, len(data), world), mine, drop_last=False)
+        batches = BatchSampler(range(here, len(data), world), mine, drop_last=False)
     else:
-        batches = Batches(DistributedSampler(data, world, rank, shuffle=True, seed=seed), mine, drop_last=False)
+        batches = Batches(DistributedSampler(data, world, here, shuffle=True, seed=seed), mine, drop_last=False)
     return EpochLoader(
         data, batch_sampler=batches, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator()
     )
-
-
-def processes() -> tuple[int, int]:
-    """How many processes ``torchrun`` has started, and which of them this is; (1, 0) without it."""
-    return int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
 
 
 def make_trainer(
@@ -128,10 +122,10 @@ def make_trainer(
     Raises:
         ValueError: a batch size that the processes cannot share equally, or what Lightning does not know.
     """
-    world, _ = processes()
+    world = world_size()
     if batch_size % world:
         raise ValueError(f"batches of {batch_size} rows cannot be shared equally by {world} processes")
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    local = local_world_size()
     several = dict(devices=local, num_nodes=world // local, strategy="ddp") if world > 1 else {}
     try:
         return quiet_trainer(
@@ -166,12 +160,11 @@ def finetune(
         KeyboardInterrupt: on Ctrl+C; the checkpoint stays.
         FloatingPointError: the loss diverged.
     """
-    world, _ = processes()
     trainer.callbacks.append(end)
     end.loader = loader(train, batch_size, seed=end.seed, workers=workers)
     loaders = [end.loader]
     if validation is not None:
-        loaders.append(loader(validation, max(batch_size, 64 * world), workers=workers))
+        loaders.append(loader(validation, max(batch_size, 64 * world_size()), workers=workers))
     resume, finished = {}, 0
     if end.checkpoint is not None and end.resume and end.checkpoint.exists():
         finished = end.finished_epochs()
@@ -239,10 +232,7 @@ class EpochEnd(Checkpoint):
         metrics = trainer.callback_metrics
         recovery = None
         if self.full_labels is not None and module.probabilities is not None:
-            p = module.probabilities.cpu()
-            if bool(p.isfinite().all()):
-                recovery = float(average_precision(p, self.full_labels).mean())
-                self.counts.append(probability_counts(p, self.full_labels, self.observed).cpu())
+            recovery = watch(module.probabilities.cpu(), self.full_labels, self.observed, self.counts)
         value = float(metrics["val_map"]) if "val_map" in metrics else None
         self.epochs.append(
             {
@@ -258,10 +248,9 @@ class EpochEnd(Checkpoint):
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
         self.loader.epoch = trainer.current_epoch + 1
         if self.checkpoint is not None:
-            part = self.checkpoint.with_name(f".{self.checkpoint.name}.part")
-            trainer.save_checkpoint(part)  # called by every process, written by one
+            trainer.save_checkpoint(part_of(self.checkpoint))  # called by every process, written by one
             if trainer.is_global_zero:
-                write_atomically(self.checkpoint, lambda _: None)
+                take_name(self.checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         names = ("epochs", "counts", "epoch", "validation_map", "best")

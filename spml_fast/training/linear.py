@@ -25,6 +25,7 @@ from .. import _ops
 from ..labels import LabelEstimator
 from ..losses.base import GradientLogits, Loss
 from ..metrics import average_precision, probability_counts
+from .recipe import called_with
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -179,6 +180,17 @@ def value_and_gradients(
     return value.detach(), grad, None
 
 
+def watch(p: Tensor, full_labels: Tensor, observed: Tensor, counts: list[Tensor]) -> float | None:
+    """mAP of the training labels recovered after an epoch; where predictions fall goes to ``counts``.
+
+    Nothing of a model that has diverged.
+    """
+    if not bool(p.isfinite().all()):
+        return None
+    counts.append(probability_counts(p, full_labels, observed).cpu())
+    return float(average_precision(p, full_labels).mean())
+
+
 class LinearGroup:
     """The runs of one batch size, one for each learning rate, trained side by side."""
 
@@ -195,7 +207,7 @@ class LinearGroup:
         self.lr = torch.tensor(lrs, dtype=torch.float32).repeat_interleave(task.n_labels).to(device)
         self.epoch = self.step = 0
         self.estimators: list[LabelEstimator] = []
-        self.inputs = getattr(self.losses[0], "inputs", ("logits", "labels"))[1:]
+        self.inputs = called_with(self.losses[0])
         if "table" in self.inputs:
             labels = task.inputs["labels"].cpu()
             for _ in lrs:
@@ -233,7 +245,7 @@ class LinearGroup:
         task, columns = self.task, self.task.n_labels
         x = task.features.rows(rows)
         logits = x @ self.weight.T
-        # What the loss is called with is the same for all runs but for the estimates.
+        # The same for all runs but for the estimates.
         given = {"labels": labels, "index": rows}
         for name in self.inputs:
             if name not in given and name != "table":
@@ -242,10 +254,8 @@ class LinearGroup:
         for i, loss in enumerate(self.losses):
             mine = logits[:, i * columns : (i + 1) * columns]
             if self.estimators:
-                arguments = [labels, self.estimators[i].logits, rows]
-            else:
-                arguments = [given[name] for name in self.inputs]
-            value, grad, estimate_grad = value_and_gradients(loss, mine, arguments)
+                given["table"] = self.estimators[i].logits
+            value, grad, estimate_grad = value_and_gradients(loss, mine, [given[name] for name in self.inputs])
             values.append(value)
             grads.append(grad)
             estimate_grads.append(estimate_grad)
@@ -267,15 +277,13 @@ class LinearGroup:
             features, labels = task.validation
             validation = self._maps(features.logits(self.weight), labels)
         for i, run in enumerate(self.runs):
-            loss, recovery = self.losses[i], None
+            loss, recovery, observed = self.losses[i], None, task.inputs["labels"]
             if task.full_labels is not None or hasattr(loss, "update"):
                 p = task.features.logits(self.weight[self._rows_of(i)]).sigmoid()
                 if hasattr(loss, "update"):
-                    loss.update(p, task.inputs["labels"])
-                if task.full_labels is not None and bool(p.isfinite().all()):
-                    observed = task.inputs["labels"]
-                    run.counts.append(probability_counts(p, task.full_labels, observed).cpu())
-                    recovery = float(average_precision(p, task.full_labels).mean())
+                    loss.update(p, observed)
+                if task.full_labels is not None:
+                    recovery = watch(p, task.full_labels, observed, run.counts)
             run.epochs.append(
                 {
                     "epoch": self.epoch,
@@ -300,9 +308,9 @@ class LinearGroup:
     def _maps(self, logits: Tensor, labels: Tensor) -> list[float]:
         """mAP of each run; 0 of one that has diverged."""
         by_run = logits.view(len(logits), len(self.runs), self.task.n_labels)
-        finite = by_run.isfinite().all(dim=2).all(dim=0)
+        sound = by_run.isfinite().all(dim=2).all(dim=0)
         ap = average_precision(logits.nan_to_num(), labels.repeat(1, len(self.runs)))
-        return (ap.view(len(self.runs), -1).mean(1) * finite.to(ap)).tolist()
+        return (ap.view(len(self.runs), -1).mean(1) * sound.to(ap)).tolist()
 
     def _keep(self, i: int, validation_map: float | None) -> None:
         run = self.runs[i]
@@ -397,11 +405,11 @@ def best_run(runs: Sequence[LinearRun]) -> LinearRun:
     Raises:
         FloatingPointError: all have.
     """
-    finite = [run for run in runs if bool(run.weight.isfinite().all())]
-    if not finite:
+    sound = [run for run in runs if bool(run.weight.isfinite().all())]
+    if not sound:
         tried = ", ".join(f"lr {run.lr:g} with batches of {run.batch_size}" for run in runs)
         raise FloatingPointError(
             f"the weights became NaN or infinite in every run of the grid ({tried}): try smaller learning rates, "
             "or scale the features (standardize=True)"
         )
-    return max(finite, key=lambda run: -1.0 if run.validation_map is None else run.validation_map)
+    return max(sound, key=lambda run: -1.0 if run.validation_map is None else run.validation_map)

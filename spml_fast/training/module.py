@@ -14,6 +14,7 @@ from ..labels import LabelEstimator
 from ..losses import Loss, make
 from ..metrics import average_precision
 from .linear import ESTIMATOR_FACTOR
+from .recipe import called_with
 
 
 class SPMLModule(lightning.LightningModule):
@@ -66,7 +67,7 @@ class SPMLModule(lightning.LightningModule):
             raise ValueError(
                 f"the model has no submodule {head!r}; it has {children}. Name the new one, or pass head=None"
             )
-        self.inputs = getattr(self.loss, "inputs", ("logits", "labels"))[1:]
+        self.inputs = called_with(self.loss)
         if "table" in self.inputs and estimator is None:
             raise ValueError(f"{type(self.loss).__name__} needs an estimator, LabelEstimator(labels)")
         if hasattr(self.loss, "update") and observed is None:
@@ -103,7 +104,7 @@ class SPMLModule(lightning.LightningModule):
             batch = dict(zip(("x", "labels", "index"), batch, strict=False))
         given = dict(batch)
         needed = ["x", *(name for name in self.inputs if name != "table")]
-        if (self.watch or "table" in self.inputs) and "index" not in needed:
+        if self.watch and "index" not in needed:
             needed.append("index")
         missing = [name for name in needed if name not in given]
         if missing:
@@ -114,10 +115,7 @@ class SPMLModule(lightning.LightningModule):
         logits = self.model(given["x"])
         if self.estimator is not None:
             given["table"] = self.estimator.logits
-        if "table" in self.inputs:
-            value = self.loss(logits, given["labels"], given["table"], given["index"])
-        else:
-            value = self.loss(logits, *[given[name] for name in self.inputs])
+        value = self.loss(logits, *[given[name] for name in self.inputs])
         if self.watch:
             self._seen.append((given["index"], logits.detach().float().sigmoid()))
         self.log("train_loss", value, on_step=False, on_epoch=True, batch_size=len(logits), sync_dist=True)

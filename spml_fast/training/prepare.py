@@ -124,8 +124,6 @@ def _try_loss(recipe: Recipe, data: TrainingData) -> None:
     if unknown:
         raise ValueError(f"loss {recipe.loss_name!r} asks for {', '.join(unknown)}; there are {', '.join(given)}")
     arguments = [given[name] for name in recipe.inputs]
-    if "table" in recipe.inputs:
-        arguments.append(rows)
     loss.eval()  # to leave no traces
     with torch.random.fork_rng():
         for epoch in range(1, recipe.total_epochs + 1):

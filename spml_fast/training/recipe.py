@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from ..losses import Loss, make, registry
+from .processes import world_size
 
 TRAIN_MODES = ("linear", "finetune", "linear_init")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
@@ -76,8 +76,6 @@ class Recipe:
             object.__setattr__(self, name, int(getattr(self, name)))
         for name in ("finetune_lr", "head_factor"):
             object.__setattr__(self, name, float(getattr(self, name)))
-        object.__setattr__(self, "lr", self.lrs)
-        object.__setattr__(self, "batch_size", self.batch_sizes)
         if self.loss_options is not None and not isinstance(self.loss_options, Mapping):
             raise TypeError(f"loss_options must be a mapping, got {type(self.loss_options).__name__}")
         if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
@@ -133,7 +131,7 @@ class Recipe:
     @property
     def inputs(self) -> tuple[str, ...]:
         """What the loss is called with beside the logits."""
-        return getattr(self._loss, "inputs", ("logits", "labels"))[1:]
+        return called_with(self._loss)
 
     @property
     def needs_observed(self) -> bool:
@@ -174,6 +172,12 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def called_with(loss: nn.Module | type[Loss]) -> tuple[str, ...]:
+    """Names of what a loss is called with beside the logits, in order; another module's are labels alone."""
+    names = getattr(loss, "inputs", ("logits", "labels"))[1:]
+    return (*names, "index") if "table" in names else names  # optional to ROLE's loss, not to batches
+
+
 def build_loss(
     name: str,
     options: Mapping[str, Any],
@@ -204,7 +208,7 @@ def build_loss(
             f"loss {name!r} needs expected_positives, k: how many positives an instance has on average "
             "(1.5 on VOC, 2.9 on COCO); it is counted where full labels are known"
         )
-    if "sync" in own and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if "sync" in own and world_size() > 1:
         options.setdefault("sync", True)
     loss = make(name, **options)
     if loss.hyper.get("reduction") == "none":

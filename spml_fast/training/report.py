@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from .checkpoint import write_atomically
 
 LONG_TABLE = 60
 """Longer tables start folded."""
@@ -93,11 +94,7 @@ def write_report(folder: str | Path) -> Path:
         version=metrics.get("spml_fast"),
         long_table=LONG_TABLE,
     )
-    path = folder / "report.html"
-    part = folder / "report.html.part"
-    part.write_text(html, encoding="utf-8")
-    os.replace(part, path)
-    return path
+    return write_atomically(folder / "report.html", lambda part: part.write_text(html, encoding="utf-8"))
 
 
 def _read(path: Path) -> dict[str, Any]:

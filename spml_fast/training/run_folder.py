@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from .._version import __version__
 from .checkpoint import load_state, save_state, write_atomically
 from .prepare import TrainingData
+from .processes import is_first_process
 
 if TYPE_CHECKING:
     from .classifier import TrainedClassifier
@@ -27,11 +27,6 @@ RESULTS = (
     "curves.png", "average_precision.png", "grid.png", "unobserved_positives.png", "false_negative_share.png",
     "distinguishing.png",
 )  # fmt: skip
-
-
-def is_first_process() -> bool:
-    """Whether this process writes, of those that ``torchrun`` has started."""
-    return int(os.environ.get("RANK", 0)) == 0
 
 
 class RunFolder:

@@ -3,6 +3,7 @@
 import base64
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -205,7 +206,7 @@ def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(report.os, "replace", interrupted)
+    monkeypatch.setattr(Path, "replace", interrupted)
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(KeyboardInterrupt):
         write_report(tmp_path)
