@@ -6,7 +6,6 @@ wrong indices, remainders and missing barriers on any machine.
 
 import ctypes
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -56,12 +55,8 @@ class NoiseParams(ctypes.Structure):
 
 
 @pytest.fixture(scope="module")
-def emulator(tmp_path_factory):
-    library = tmp_path_factory.mktemp("emulator") / "emulated.so"
-    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-Wno-unknown-pragmas"]
-    command = ["g++", *flags, f"-I{CSRC}", f"-I{HERE}", str(HERE / "emulated_sampling.cpp"), "-o", str(library)]
-    subprocess.run(command, check=True)
-    return ctypes.CDLL(str(library))
+def emulator(emulate):
+    return emulate("sampling")
 
 
 def pointer(tensor):

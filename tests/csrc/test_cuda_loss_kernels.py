@@ -4,7 +4,6 @@ import ctypes
 import itertools
 import math
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -105,13 +104,8 @@ def value_of(argument):
 
 
 @pytest.fixture(scope="module")
-def emulator(tmp_path_factory):
-    library = tmp_path_factory.mktemp("emulator") / "emulated_losses.so"
-    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", "-Wno-unknown-pragmas"]
-    flags += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-    command = ["g++", *flags, f"-I{CSRC}", f"-I{HERE}", str(HERE / "emulated_losses.cpp"), "-o", str(library)]
-    subprocess.run(command, check=True)
-    return Emulator(ctypes.CDLL(str(library)))
+def emulator(emulate):
+    return Emulator(emulate("losses", "-fno-math-errno", "-fno-trapping-math"))
 
 
 def pointer(tensor):

@@ -2,7 +2,6 @@
 
 import ctypes
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -28,13 +27,8 @@ class AdamLinearParams(ctypes.Structure):
 
 
 @pytest.fixture(scope="module")
-def emulator(tmp_path_factory):
-    library = tmp_path_factory.mktemp("emulator") / "emulated_training.so"
-    flags = ["-std=c++20", "-O1", "-fPIC", "-shared", "-pthread", "-Wno-unknown-pragmas"]
-    flags += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
-    command = ["g++", *flags, f"-I{CSRC}", f"-I{HERE}", str(HERE / "emulated_training.cpp"), "-o", str(library)]
-    subprocess.run(command, check=True)
-    loaded = ctypes.CDLL(str(library))
+def emulator(emulate):
+    loaded = emulate("training", "-fno-math-errno", "-fno-trapping-math")
     assert loaded.emulated_size() == ctypes.sizeof(AdamLinearParams)
     return loaded
 

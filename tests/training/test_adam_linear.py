@@ -1,11 +1,6 @@
 """A step of Adam for a linear layer, without its gradient: torch.optim.Adam's, and the reference's."""
 
 import hashlib
-import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -180,26 +175,8 @@ def fingerprints():
     return found
 
 
-SCRIPT = """
-import json
-from spml_fast import _ops
-import test_adam_linear
-print(json.dumps([_ops.extension.cpu_isa(), test_adam_linear.fingerprints()]))
-"""
-
-
-def test_every_instruction_set_gives_the_same_bits():
-    found = {}
-    for isa in ["baseline", *(["avx2", "avx512"] if torch.backends.cpu.get_cpu_capability() != "DEFAULT" else [])]:
-        env = {**os.environ, "SPML_FAST_ISA": isa}
-        here = Path(__file__).resolve().parent
-        command = [sys.executable, "-c", SCRIPT]
-        run = subprocess.run(command, env=env, cwd=here, capture_output=True, text=True, check=False, timeout=120)
-        if run.returncode != 0:
-            assert "this processor has no" in run.stderr, run.stderr
-            continue
-        name, found[isa] = json.loads(run.stdout)
-        assert name == isa
+def test_every_instruction_set_gives_the_same_bits(on_every_isa):
+    found = on_every_isa(__file__)
     for isa, hashes in found.items():
         assert hashes == found["baseline"], isa
     assert fingerprints() == found["baseline"]
