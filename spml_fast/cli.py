@@ -113,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
 def _train(options: argparse.Namespace) -> None:
     if options.restart:
         options.after_interrupt = "; the same command without --restart continues"
+    from ._processes import is_first_process
     from .training.config import apply_setting, parse_setting, read_config, run_config, summary
-    from .training.processes import is_first_process
 
     config = {} if options.config is None else read_config(options.config)
     for name in ("data", "loss", "train_mode", "trunk", "epochs", "seed", "accelerator"):

@@ -24,6 +24,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
+from ._checkpoint import write_atomically
 from .data.digits import (
     ATTRIBUTES,
     DIGIT_ATTRIBUTES,
@@ -35,7 +36,6 @@ from .data.digits import (
 )
 from .labels import single_positives
 from .sampling import JointClass, S2MResult, S2MSampler
-from .training.checkpoint import write_atomically
 from .training.density_ratio import DensityRatio, DensityRatioClassifier, train_density_ratio
 from .training.quiet import quiet_fit, quiet_trainer, tensor_loader
 

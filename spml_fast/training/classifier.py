@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._processes import local_rank
 from .._version import __version__
 from ..data.base import check_features
 from ..labels import LabelEstimator
@@ -20,7 +21,6 @@ from ..losses import Loss
 from .linear import CheckpointError, LinearRun, LinearTask, ResidentFeatures, best_run, fit_linear, stream
 from .model import MultiLabelClassifier, over_rows
 from .prepare import TrainingData, prepare, take
-from .processes import local_rank
 from .recipe import Recipe
 from .run_folder import CHECKPOINTS, RunFolder, fingerprint
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from .. import data as loaders
+from .._checkpoint import write_atomically
+from .._processes import is_first_process
 from ..metrics import evaluate
-from .checkpoint import write_atomically
 from .classifier import TrainedClassifier, train_classifier
 from .model import load_classifier
-from .processes import is_first_process
 from .report import write_report
 from .run_folder import write_results
 from .trunks import make_trunk

@@ -14,10 +14,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampler
 
-from .checkpoint import load_state, part_of, take_name
+from .._checkpoint import load_state, part_of, take_name
+from .._processes import local_world_size, rank, world_size
 from .linear import finite, stream, watch
 from .module import SPMLModule
-from .processes import local_world_size, rank, world_size
 from .quiet import quiet_fit, quiet_trainer
 
 Batch = dict[str, Tensor]

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .._processes import world_size
 from ..losses import Loss, make, registry
-from .processes import world_size
 
 TRAIN_MODES = ("linear", "finetune", "linear_init")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import write_atomically
+from .._checkpoint import write_atomically
 
 LONG_TABLE = 60
 """Longer tables start folded."""

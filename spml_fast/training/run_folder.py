@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._checkpoint import load_state, save_state, write_atomically
+from .._processes import is_first_process
 from .._version import __version__
-from .checkpoint import load_state, save_state, write_atomically
 from .prepare import TrainingData
-from .processes import is_first_process
 
 if TYPE_CHECKING:
     from .classifier import TrainedClassifier

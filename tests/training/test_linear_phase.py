@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
 
 from spml_fast import losses
+from spml_fast._checkpoint import load_state, save_state
 from spml_fast.labels import LabelEstimator
 from spml_fast.losses.base import GradientLogits
 from spml_fast.training import linear
-from spml_fast.training.checkpoint import load_state, save_state
 from spml_fast.training.linear import (
     LinearGroup,
     LinearRun,

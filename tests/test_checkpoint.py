@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spml_fast.training.checkpoint import load_state, save_state, write_atomically
+from spml_fast._checkpoint import load_state, save_state, write_atomically
 
 
 class Touch:
