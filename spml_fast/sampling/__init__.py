@@ -1,11 +1,14 @@
 """S2M sampling from single positive labels."""
 
-from .adaptation import AdaptationPath, AdaptationStage, LatentMixture
+from .adaptation import AdaptationPath, AdaptationStage
 from .chains import ChainState, s2m_log_weight
 from .diagnostics import Diagnostics
+from .mixture import LatentMixture
 from .multilabel import MultiLabelDensityRatio
+from .processes import LostProcessError
 from .proposals import DrawLatents
-from .s2m import S2MResult, S2MSampler, SamplingWarning, s2m_sample
+from .result import S2MResult, SamplingWarning
+from .s2m import S2MSampler, s2m_sample
 from .targets import JointClass, Targets, pack_targets
 
 __all__ = [
@@ -16,6 +19,7 @@ __all__ = [
     "DrawLatents",
     "JointClass",
     "LatentMixture",
+    "LostProcessError",
     "MultiLabelDensityRatio",
     "S2MResult",
     "S2MSampler",

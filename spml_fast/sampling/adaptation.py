@@ -1,4 +1,4 @@
-"""Latent adaptation: proposals fitted to latents of target samples, corrected exactly.
+"""Latent adaptation: proposals fitted to latents of target samples, one attribute after the other.
 
 Source: Cho et al., "Mining Multi-Label Samples from Single Positive Labels", NeurIPS 2022, latent adaptation. IMH
 needs about 1/p(target) steps; proposals from p~_z, close to the latents of the target, need few, and the weight
@@ -10,165 +10,33 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from .. import _ops
 from .diagnostics import Diagnostics
+from .length import FIRST_LOOK
+from .mixture import LatentMixture
+from .result import S2MResult, SamplingWarning
 from .targets import JointClass
 
-COMPONENT_KEY = 0x5A17_ED0C_0DE5_EED5
-"""XORed into the seed for the draw of a component, or it would be the chain's accept uniform."""
+if TYPE_CHECKING:
+    from .session import Session
 
-COVARIANCES = ("diag", "full")
+WELL_SERVED = 0.05
+"""Effective samples per proposal from which on the prior is kept: a fitted proposal would give more, but its
+tails are lighter, and with them grows M, the largest weight, which chains have to wait for."""
 
+MET = 4
+"""Expected samples of a joint class among the proposals, below which a run is taken not to have met it."""
 
-@dataclass(frozen=True)
-class LatentMixture:
-    """p~_z = prior_share N(0, 1) + (1 - prior_share) sum_k weights_k N(means_k, scales_k scales_k^T).
+OFTEN_ENOUGH = 2 / 64
+"""Effective samples per proposal from which on a joint class is fitted at once, not attribute by attribute."""
 
-    The share of the prior bounds p_z/p~_z by 1/prior_share, whatever was fitted.
-
-    Attributes:
-        weights: (K,), sum to 1.
-        means: (K, D).
-        scales: (K, D) standard deviations, or (K, D, D) lower Cholesky factors of the covariances.
-        prior_share: epsilon, more than 0 and at most 1.
-        bic: of mixtures with 1, 2, ... components, where the number was chosen.
-    """
-
-    weights: Tensor
-    means: Tensor
-    scales: Tensor
-    prior_share: float = 0.1
-    bic: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 < self.prior_share <= 1:
-            raise ValueError(f"prior_share must be more than 0 and at most 1, got {self.prior_share}")
-
-    @classmethod
-    def fit(
-        cls,
-        latents: Tensor | np.ndarray,
-        *,
-        n_components: int | None = None,
-        max_components: int = 5,
-        covariance: str = "diag",
-        prior_share: float = 0.1,
-        seed: int = 0,
-    ) -> LatentMixture:
-        """A Gaussian mixture (scikit-learn's) fitted to ``latents`` (m, *z_shape) of target samples.
-
-        Args:
-            n_components: K; the one with the best BIC of 1 to ``max_components`` unless given.
-            covariance: "diag", which needs few latents, or "full".
-
-        Raises:
-            ValueError: fewer than two latents, NaN or inf among them, or settings out of range.
-        """
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.mixture import GaussianMixture
-        from threadpoolctl import threadpool_limits
-
-        if covariance not in COVARIANCES:
-            raise ValueError(f"covariance must be one of {', '.join(COVARIANCES)}, got {covariance!r}")
-        z = torch.as_tensor(latents).detach().flatten(1).double().cpu().numpy()
-        if len(z) < 2:
-            raise ValueError(f"a mixture is fitted to at least two latents, got {len(z)}")
-        if not np.isfinite(z).all():
-            raise ValueError("latents must be finite")
-        if max_components < 1:
-            raise ValueError(f"max_components must be at least 1, got {max_components}")
-        if n_components is not None and not 1 <= n_components <= len(z):
-            raise ValueError(f"n_components must be between 1 and the {len(z)} latents, got {n_components}")
-        tried = [n_components] if n_components else range(1, min(max_components, len(z) // 2) + 1)
-        # Chains repeat their state while they reject: a floor under the variances keeps repeats from being spikes.
-        options = dict(covariance_type=covariance, reg_covar=1e-3, random_state=seed % 2**32)
-        with threadpool_limits(1), warnings.catch_warnings():  # sums over threads depend on how many they are
-            warnings.simplefilter("ignore", ConvergenceWarning)  # of repeated latents, which reg_covar is for
-            mixtures = [GaussianMixture(k, **options).fit(z) for k in tried]
-            bic = tuple(float(mixture.bic(z)) for mixture in mixtures) if len(mixtures) > 1 else ()
-        best = mixtures[int(np.argmin(bic))] if bic else mixtures[0]
-        spread = np.sqrt(best.covariances_) if covariance == "diag" else np.linalg.cholesky(best.covariances_)
-        parts = (torch.from_numpy(part) for part in (best.weights_, best.means_, spread))
-        return cls(*parts, prior_share, bic)
-
-    @property
-    def dim(self) -> int:
-        """D."""
-        return self.means.shape[1]
-
-    def to(self, device: torch.device | str) -> LatentMixture:
-        """A copy there."""
-        parts = (part.to(device) for part in (self.weights, self.means, self.scales))
-        return LatentMixture(*parts, self.prior_share, self.bic)
-
-    def place(self, normals: Tensor, uniforms: Tensor) -> Tensor:
-        """Latents (n, D) from standard normals (n, D) and the uniforms (n,) that choose their components.
-
-        A uniform below ``prior_share`` leaves its row of normals as it is: a draw from the prior.
-        """
-        ends = self.prior_share + (1 - self.prior_share) * self.weights.cumsum(0)
-        component = torch.searchsorted(ends, uniforms.to(ends), right=True).clamp(max=len(ends) - 1)
-        scales, means = self.scales[component], self.means[component]
-        normals = normals.to(means)
-        moved = normals * scales if scales.dim() == 2 else (scales @ normals[:, :, None])[:, :, 0]
-        return torch.where((uniforms < self.prior_share)[:, None], normals, means + moved)
-
-    def log_correction(self, z: Tensor) -> Tensor:
-        """log p_z(z) - log p~_z(z) of latents (n, D), in float64."""
-        z = z.to(self.means)
-        if self.scales.dim() == 2:
-            whitened = (z[:, None] - self.means) / self.scales
-            log_scale = self.scales.log().sum(1)
-        else:
-            offset = (z[:, None] - self.means)[..., None]
-            whitened = torch.linalg.solve_triangular(self.scales, offset, upper=False)[..., 0]
-            log_scale = self.scales.diagonal(dim1=1, dim2=2).log().sum(1)
-        # The factor (2 pi)^(-D/2) is common to all. One logsumexp: logaddexp rounds differently in larger batches.
-        log_prior = -0.5 * z.square().sum(1)
-        log_weights = self.weights.log() + (math.log1p(-self.prior_share) if self.prior_share < 1 else -math.inf)
-        parts = [log_weights - log_scale - 0.5 * whitened.square().sum(2)]
-        parts.append(math.log(self.prior_share) + log_prior[:, None])
-        return log_prior - torch.logsumexp(torch.cat(parts, 1), dim=1)
-
-
-class MixtureProposal:
-    """Latents of a :class:`LatentMixture` by Philox: those of (seed, chain, step) are the same in every run."""
-
-    def __init__(
-        self,
-        mixture: LatentMixture,
-        z_shape: tuple[int, ...],
-        n_chains: int,
-        seed: int,
-        first_chain: int = 0,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        dim = torch.Size(z_shape).numel()
-        if mixture.dim != dim:
-            raise ValueError(f"the mixture is of latents of {mixture.dim} numbers, G takes {dim}")
-        self.mixture, self.z_shape, self.seed, self.dtype = mixture.to(device), z_shape, seed, dtype
-        self.chains = torch.arange(first_chain, first_chain + n_chains, device=device)
-
-    def _draw(self, chains: Tensor, steps: Tensor) -> Tensor:
-        rows = (chains.reshape(-1), steps.reshape(-1))
-        normals = _ops.philox_normal(*rows, self.seed, self.mixture.dim, dtype=torch.float64)
-        uniforms = _ops.philox_uniform(*rows, self.seed ^ COMPONENT_KEY, dtype=torch.float64)
-        return self.mixture.place(normals, uniforms).to(self.dtype)
-
-    def block(self, first_step: int, n_steps: int) -> tuple[Tensor, Tensor]:
-        steps = torch.arange(first_step, first_step + n_steps, device=self.chains.device)
-        latents = self._draw(*torch.broadcast_tensors(self.chains, steps[:, None]))
-        return latents.reshape(-1, *self.z_shape), self.mixture.log_correction(latents)
-
-    def recall(self, chains: Tensor, steps: Tensor) -> Tensor:
-        return self._draw(self.chains[chains], steps).reshape(-1, *self.z_shape)
+SHOWN_LATENTS = 64
+"""Samples of each stage that an adaptation path keeps, for pictures."""
 
 
 class AdaptationError(ValueError):
@@ -184,12 +52,14 @@ class AdaptationStage:
         diagnostics: of the run whose samples the next proposal was fitted to.
         proposals: that the stage took, those that chose its attribute included.
         mixture: what was fitted.
+        latents: some of those that it was fitted to, (m, *z_shape): ``G(latents)`` shows what the stage drew.
     """
 
     joint_class: JointClass
     diagnostics: Diagnostics
     proposals: int
     mixture: LatentMixture
+    latents: Tensor
 
 
 @dataclass(frozen=True)
@@ -211,6 +81,24 @@ class AdaptationPath:
     def proposals(self) -> int:
         """That all stages took together."""
         return sum(stage.proposals for stage in self.stages)
+
+    def to_state(self) -> list[dict[str, Any]]:
+        """In dicts, lists and tensors, for a checkpoint."""
+        return [asdict(stage) for stage in self.stages]
+
+    @classmethod
+    def from_state(cls, state: list[dict[str, Any]]) -> AdaptationPath:
+        stages = (
+            AdaptationStage(
+                JointClass(**stage["joint_class"]),
+                Diagnostics(**stage["diagnostics"]),
+                stage["proposals"],
+                LatentMixture(**stage["mixture"]),
+                stage["latents"],
+            )
+            for stage in state
+        )
+        return cls(tuple(stages))
 
     @property
     def order(self) -> tuple[int, ...]:
@@ -241,3 +129,95 @@ def candidates(target: JointClass, taken: Sequence[int], order: Sequence[int] | 
         I, J = (tuple(i for i in part if i in among) for part in (target.I, target.J))
         found.append(JointClass.of(I, J))
     return found
+
+
+def adapt(
+    session: Session,
+    target: JointClass,
+    seed: int,
+    order: Sequence[int] | None = None,
+    n_chains: int = 1024,
+    max_steps: int = 1000,
+    **fit: Any,
+) -> AdaptationPath:
+    """:meth:`spml_fast.S2MSampler.adapt`, in a session of the sampler."""
+    if session.proposal_class is None and session.sampler.conditional:
+        session = replace(session, proposal_class=target.I[0])
+    stages: list[AdaptationStage] = []
+    taken: tuple[int, ...] = ()
+    while set(taken) != {*target.I, *target.J}:
+        key = stage_seed(seed, len(stages))
+        mixture = stages[-1].mixture if stages else None
+        choice = candidates(target, taken, order)
+        if not stages and order is None and choice != [target]:
+            choice.append(target)
+        looking = min(FIRST_LOOK, max_steps)
+        before = [stages[-1].joint_class] if stages else []
+        looks = session.chains([*choice, *before], n_chains, looking, key, mixture)
+        base = looks.pop().diagnostics if stages else None
+        result = _next_stage(looks, target, base)
+        proposals = n_chains * looking
+        # Long enough for most chains to hold a sample: what is fitted need not be exact, weights mend it.
+        n_steps = math.ceil(min(2 / max(_efficiency(result, base), 1e-9), max_steps))
+        if n_steps > looking:
+            (result,) = session.chains([result.joint_class], n_chains, n_steps, stage_seed(key, 1), mixture)
+            proposals += n_chains * n_steps
+        if _efficiency(result, base) == 0 or len(result.latents) < 2:
+            raise AdaptationError(
+                f"adaptation: {n_chains} chains hardly met {result.joint_class} in "
+                f"{result.diagnostics.n_steps} steps, too little to fit a proposal to; take more chains or "
+                "steps, or another order"
+            )
+        latents = result.latents
+        fitted = session.processes.from_first(lambda z=latents, key=key: LatentMixture.fit(z, seed=key, **fit))
+        stages.append(
+            AdaptationStage(result.joint_class, result.diagnostics, proposals, fitted, latents[:SHOWN_LATENTS])
+        )
+        taken = (*result.joint_class.I, *result.joint_class.J)
+    return AdaptationPath(tuple(stages))
+
+
+def adapt_where_it_pays(
+    session: Session, joint_classes: Sequence[JointClass], seed: int
+) -> list[AdaptationPath | None]:
+    """A path for each target of which the prior gives few effective samples, None for the others."""
+    pilot = session.chains(joint_classes, 1024, FIRST_LOOK, stage_seed(seed, 0))
+    paths: list[AdaptationPath | None] = []
+    for t, (target, look) in enumerate(zip(joint_classes, pilot, strict=True)):
+        paths.append(None)
+        if _efficiency(look, None) < WELL_SERVED:
+            try:
+                paths[t] = adapt(session, target, stage_seed(seed, t + 1))
+            except AdaptationError as error:
+                if session.processes.rank == 0:
+                    warnings.warn(f"{error}; the prior is kept", SamplingWarning, stacklevel=4)
+    return paths
+
+
+def _next_stage(looks: list[S2MResult], target: JointClass, base: Diagnostics | None) -> S2MResult:
+    """The whole target where it is met often enough or nothing else is left, otherwise what is served best."""
+    parts = [look for look in looks if look.joint_class != target]
+    whole = looks[-1]
+    if not parts or (whole.joint_class == target and _efficiency(whole, base) >= OFTEN_ENOUGH):
+        return whole
+    return max(parts, key=lambda look: _efficiency(look, base))
+
+
+def _efficiency(look: S2MResult, base: Diagnostics | None) -> float:
+    """Effective samples per proposal; 0 where the joint class was hardly met.
+
+    Classifiers whose logits are finite give every proposal some weight, and where none belongs to the joint class
+    the weights are small and alike: many effective samples of nothing. ``base`` is of a wider joint class that the
+    proposals were made for (None: the prior): the ratio of mean weights is the share of its samples that belong.
+    """
+    d = look.diagnostics
+    samples, log_mean = d.n_chains * d.n_steps, 0.0
+    if base is not None:
+        samples, log_mean = samples * base.ess_per_proposal, base.log_mean_weight
+    return d.ess_per_proposal if samples * math.exp(min(d.log_mean_weight - log_mean, 0.0)) >= MET else 0.0
+
+
+def stage_seed(seed: int, stage: int) -> int:
+    """A seed of its own for each stage; the draws of different keys are independent."""
+    state = np.random.SeedSequence([seed % 2**64, stage]).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))

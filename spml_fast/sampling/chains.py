@@ -143,12 +143,13 @@ class ChainState:
         )
         return self
 
-    def raise_if_invalid(self) -> None:
-        """``ValueError`` if a proposal's weight was NaN or +inf. Waits for the device."""
+    def raise_if_invalid(self, first_chain: int = 0) -> None:
+        """``ValueError`` if a proposal's weight was NaN or +inf; it counts chains from ``first_chain``. Waits for
+        the device."""
         index = int(self.invalid)
         if index != NO_INVALID:
             step, chain = divmod(index, self.counts.shape[-1])
             raise ValueError(
-                f"clf returned NaN or infinite logits for the proposal of chain {chain} at step {step} "
-                "(or the extra log weight was NaN or +inf); every logit must be finite"
+                f"clf returned NaN or infinite logits for the proposal of chain {first_chain + chain} at step "
+                f"{step} (or the extra log weight was NaN or +inf); every logit must be finite"
             )

@@ -60,7 +60,7 @@ class PriorProposal:
 
 
 class GivenLatents:
-    """Latents (n_steps, n_chains, *z_shape) that the user drew."""
+    """Latents (n_steps, n_chains, *z_shape) that the user drew, of the chains that run here."""
 
     def __init__(self, latents: Tensor):
         self.latents = latents
@@ -74,26 +74,41 @@ class GivenLatents:
 
 class DrawnProposal:
     """Latents from the user's own ``draw(n, generator)``, called once a step with n = n_chains, so that what it
-    returns does not depend on the blocks that the sampler works in."""
+    returns depends neither on the blocks that the sampler works in nor on which of the chains run here."""
 
     recall = None
 
-    def __init__(self, draw: DrawLatents, n_chains: int, seed: int, device: torch.device | str):
+    def __init__(
+        self,
+        draw: DrawLatents,
+        n_chains: int,
+        seed: int,
+        device: torch.device | str,
+        here: slice = slice(None),
+    ):
         self.draw = draw
         self.n_chains = n_chains
         self.device = torch.device(device)
+        self.here = here
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def block(self, first_step: int, n_steps: int) -> tuple[Tensor, Tensor | None]:
         latents, log_weights = [], []
         for step in range(first_step, first_step + n_steps):
             z, extra = self._checked(self.draw(self.n_chains, self.generator), step)
-            latents.append(z)
-            log_weights.append(extra)
+            latents.append(z[self.here])
+            log_weights.append(extra if extra is None else extra[self.here])
         given = [extra is not None for extra in log_weights]
         if any(given) and not all(given):
             raise ValueError("the proposal returned log weights at some steps and none at others")
         return torch.cat(latents), torch.cat(log_weights) if all(given) else None
+
+    def state(self) -> Tensor:
+        """Of the generator, to go on with in another process."""
+        return self.generator.get_state()
+
+    def set_state(self, state: Tensor) -> None:
+        self.generator.set_state(state)
 
     def _checked(self, drawn: object, step: int) -> tuple[Tensor, Tensor | None]:
         z, extra = drawn if isinstance(drawn, tuple) and len(drawn) == 2 else (drawn, None)

@@ -8,86 +8,31 @@ accepted proposal is decoded.
 
 from __future__ import annotations
 
-import math
-import time
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from .._models import (
-    ClassifierOutput,
-    Stopwatch,
-    eval_mode,
-    first_tensor,
-    latent_shape,
-    parse_classifier_output,
-    takes_label,
-)
-from .._ops import compute_dtype
-from .adaptation import (
-    AdaptationError,
-    AdaptationPath,
-    AdaptationStage,
-    LatentMixture,
-    MixtureProposal,
-    candidates,
-)
-from .chains import ChainState
-from .diagnostics import Diagnostics, Timing, diagnose, weight_summary
-from .length import FIRST_LOOK, ChainLength
-from .proposals import DrawLatents, DrawnProposal, GivenLatents, PriorProposal, Proposal
-from .targets import JointClass, PerTarget, Targets, pack_targets
+from .._models import first_tensor, latent_shape, takes_label
+from . import adaptation
+from .adaptation import AdaptationPath
+from .checkpoint import Checkpoint, describe
+from .length import ChainLength
+from .mixture import LatentMixture
+from .pool import RunOptions
+from .processes import Processes, Shard, processes_of
+from .proposals import DrawLatents
+from .result import S2MResult, SamplingWarning
+from .selection import METHODS
+from .session import Session
+from .targets import JointClass, PerTarget
 
 Indices = int | Iterable[int]
-
-BLOCK_ROWS = 65536
-"""Proposals whose logits are held between two accept passes, if block_steps is not given."""
-
-WELL_SERVED = 0.05
-"""Effective samples per proposal from which on the prior is kept: a fitted proposal would give more, but its
-tails are lighter, and with them grows M, the largest weight, which chains have to wait for."""
-
-MET = 4
-"""Expected samples of a joint class among the proposals, below which a run is taken not to have met it."""
-
-OFTEN_ENOUGH = 2 / 64
-"""Effective samples per proposal from which on a joint class is fitted at once, not attribute by attribute."""
-
-FIRST_BATCH = 64
-"""Proposals in the batch that shows the size of x, and in none fewer after it, if batch_size is not given."""
-
-BATCH_ELEMENTS = {"cpu": 2**16, "cuda": 2**24}
-"""Elements of x in one batch, if batch_size is not given: about what keeps the device busy from its cache."""
-
-
-@dataclass(frozen=True)
-class S2MResult:
-    """Samples of one joint class. Chains that never met its support have no row."""
-
-    joint_class: JointClass
-    samples: Tensor
-    """(n, *x_shape)"""
-    latents: Tensor
-    """(n, *z_shape): ``G(latents)`` are the samples, for a deterministic G."""
-    log_weights: Tensor
-    """(n,) log p_(I,J)(x) / q(x) of the samples, up to a constant."""
-    chains: Tensor
-    """(n,) int64: the chain that each row is the state of."""
-    diagnostics: Diagnostics
-    adaptation: AdaptationPath | None = None
-    """How the proposals were adapted, if they were."""
-
-    def first(self, n: int) -> S2MResult:
-        """Its first ``n`` samples."""
-        names = ("samples", "latents", "log_weights", "chains")
-        return replace(self, **{name: getattr(self, name)[:n] for name in names})
 
 
 class S2MSampler:
@@ -194,6 +139,7 @@ class S2MSampler:
         n_samples: int | None = None,
         n_steps: int | str | None = None,
         *,
+        method: str = "imh",
         tol: float = 0.01,
         max_steps: int = 10_000,
         samples_per_chain: int = 1,
@@ -204,6 +150,10 @@ class S2MSampler:
         proposal_class: int | None = None,
         proposal: LatentMixture | DrawLatents | None = None,
         latents: Tensor | np.ndarray | None = None,
+        distributed: bool = True,
+        gather: bool = False,
+        checkpoint: str | Path | None = None,
+        checkpoint_every: float = 60.0,
         progress: bool = False,
     ) -> list[S2MResult]:
         """Many joint classes from one pool of proposals; result t equals ``sample(*targets[t])``, bit for bit.
@@ -217,7 +167,16 @@ class S2MSampler:
                 otherwise. Default 64.
             n_steps: proposals that each chain is offered before it gives its first sample. Default 200. "auto": as
                 many as bring the bound (1 - 1/M)^n on the distance to every target, in total variation, down to
-                ``tol``, with M estimated from the weights of all chains; at most ``max_steps``.
+                ``tol``, with M estimated from the weights of all chains; at most ``max_steps``. Of "rejection" and
+                "resample": proposals per sample, by default "auto": until there are ``n_samples`` of every target
+                (effective samples, of "resample") and ``diagnostics.tv_bound`` is at most ``tol``.
+            method: "imh", independent chains: every sample is independent of the others. "rejection" and
+                "resample" take their samples from all proposals of the run, and so need fewer: rejection (Azadi et
+                al., "Discriminator Rejection Sampling", ICLR 2019) accepts a proposal with probability w / max w,
+                the maximum being that of the whole run; importance resampling (Rubin, 1987) draws proposals with
+                probability proportional to w, some more than once. ``diagnostics.tv_bound`` is their bias. "mala":
+                chains that follow the gradient of log w through G and clf, for joint classes that proposals do not
+                reach; they start from 16 steps of "imh", and the first half of ``n_steps`` tunes their step size.
             tol, max_steps: of n_steps="auto".
             samples_per_chain: samples that each chain gives, ``thin`` steps apart. As many fewer chains run.
             thin: as many steps as the bound asks for, for "auto", otherwise n_steps, unless given. Fewer leave
@@ -225,17 +184,27 @@ class S2MSampler:
             adapt: fit a proposal to each target that the prior serves badly (:meth:`adapt`); a pilot run of 16
                 steps finds which those are. The path is ``result.adaptation``.
             seed: 64-bit integer; drawn from torch's global generator unless given.
-            first_chain: number of the first chain. Chain c of one run equals chain c of any other with this seed.
+            first_chain: number of the first chain. Chain c of a run equals chain c of any other with this seed.
             proposal_class: label of class-conditional proposals; I[0] of each target unless given.
             proposal: in place of the standard normal prior, a :class:`LatentMixture`; or ``draw(n, generator) ->
                 latents (n, *z_shape)`` or ``(latents, log weights (n,))``, called once a step with n chains, the
                 log weights being log p_z(z) - log p~_z(z).
             latents: (n_steps, n_samples, *z_shape) proposals drawn elsewhere; they fix n_steps and n_samples.
+            distributed: under ``torchrun``, or in an initialised process group, share the chains out: all
+                processes make this call alike and each returns the samples of its own chains, the same as one process would.
+                False: this process runs them all.
+            gather: each process returns the samples of all of them, in the order of the chains.
+            checkpoint: file that the chains are written to every ``checkpoint_every`` seconds, and at the end. If
+                it is there, the run goes on from it, in any number of processes, and ends with the same samples.
             progress: show a tqdm bar.
 
         Returns:
             One :class:`S2MResult` per target, in order. A chain that never met the support of its target has no
             sample; ``diagnostics.chains_without_support`` counts them and a warning says so.
+
+        Raises:
+            ValueError, TypeError: for arguments that do not fit, before anything is drawn.
+            LostProcessError: another process of the run is gone.
 
         Ctrl-C ends the pool that is running, after its first block, with what it has; ``diagnostics.interrupted``
         is set.
@@ -243,68 +212,68 @@ class S2MSampler:
         joint_classes = [_joint_class(target) for target in targets]
         if not joint_classes:
             raise ValueError("targets is empty: expected at least one (I, J) pair")
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
         if proposal is not None and latents is not None:
             raise ValueError("give either proposal or latents, not both")
         if latents is not None:
-            if isinstance(n_steps, str) or samples_per_chain != 1:
+            if isinstance(n_steps, str) or samples_per_chain != 1 or method == "mala":
                 raise ValueError(
-                    f"given latents fix the number of steps: {n_steps=}, {samples_per_chain=} cannot be"
+                    f"given latents fix the number of steps: {n_steps=}, {samples_per_chain=}, {method=} cannot be"
                 )
             latents = self._checked_latents(latents, n_samples, n_steps)
             n_steps, n_samples = latents.shape[:2]
         n_samples = _check_count(64 if n_samples is None else n_samples, "n_samples")
-        length = _chain_length(n_steps, tol, max_steps, samples_per_chain, thin)
+        length = _chain_length(n_steps, tol, max_steps, samples_per_chain, thin, method)
+        if method == "mala" and self.stochastic:
+            raise ValueError("method='mala' follows gradients through G, which must not draw noise of its own")
         n_chains = -(-n_samples // samples_per_chain)
         if first_chain < 0:
             raise ValueError(f"first_chain must not be negative, got {first_chain}")
-        if proposal_class is not None and not self.conditional:
-            raise ValueError(
-                f"proposal_class={proposal_class}, but G takes no label; "
-                "pass conditional=True to S2MSampler if it does"
-            )
+        self._check_proposal_class(proposal_class)
         if adapt and (proposal is not None or latents is not None):
             raise ValueError("adapt=True fits proposals itself; give neither proposal nor latents")
-        seed = int(torch.randint(2**63 - 1, ())) if seed is None else _signed(seed)
+        seed = None if seed is None else _signed(seed)
+
+        processes = processes_of(distributed)
+        call: dict[str, Any] = {}
+        if processes.size > 1 or checkpoint is not None:
+            call = self._describe(
+                targets=[str(target) for target in joint_classes],
+                n_samples=n_samples,
+                n_steps="auto" if length.automatic else length.n_steps,
+                **{name: getattr(length, name) for name in ("tol", "max_steps", "samples_per_chain", "thin")},
+                method=method,
+                adapt=adapt,
+                seed=seed,
+                first_chain=first_chain,
+                proposal_class=proposal_class,
+                proposal=describe(proposal),
+                latents=describe(latents),
+            )
+        processes.same({**call, "gather": gather, "checkpoint": checkpoint is not None})
+        seed = _common_seed(seed, processes)
+        saved = None
+        if checkpoint is not None:
+            saved = Checkpoint(checkpoint, call, seed, checkpoint_every, processes)
+            seed = saved.seed
+        session = Session(self, processes, proposal_class, progress and processes.rank == 0)
+
         paths: list[AdaptationPath | None] = [None] * len(joint_classes)
-        if adapt:
-            paths = self._adapt_where_it_pays(joint_classes, proposal_class, seed, progress)
+        if adapt and saved is not None and "adaptation" in saved.parts:
+            paths = [
+                None if path is None else AdaptationPath.from_state(path) for path in saved.parts["adaptation"]
+            ]
+        elif adapt:
+            paths = adaptation.adapt_where_it_pays(session, joint_classes, seed)
+            if saved is not None:
+                saved.save("adaptation", [None if path is None else path.to_state() for path in paths])
 
-        def make_proposal(path: AdaptationPath | None) -> Proposal:
-            if latents is not None:
-                return GivenLatents(latents)
-            arguments = (self.z_shape, n_chains, seed, first_chain, self.dtype, self.device)
-            mixture = proposal if path is None else path.mixture
-            if isinstance(mixture, LatentMixture):
-                return MixtureProposal(mixture, *arguments)
-            if mixture is not None:
-                return DrawnProposal(mixture, n_chains, seed, self.device)
-            return PriorProposal(*arguments)
-
-        # Targets share a pool if they share their proposals: those of one label, or of one adaptation.
-        pools: dict[tuple[int | None, int | None], list[int]] = {}
-        for t, target in enumerate(joint_classes):
-            label = target.I[0] if proposal_class is None else proposal_class
-            own = None if paths[t] is None else t
-            pools.setdefault((label if self.conditional else None, own), []).append(t)
-        results: list[S2MResult | None] = [None] * len(joint_classes)
-        with (
-            eval_mode(self.G, self.clf),
-            tqdm(
-                total=None if length.automatic else len(pools) * length.expected_steps * n_chains,
-                desc="S2M sampling",
-                unit=" proposals",
-                unit_scale=True,
-                disable=not progress,
-            ) as bar,
-        ):
-            for (label, _), members in pools.items():
-                path = paths[members[0]]
-                pool = _Pool(self, [joint_classes[t] for t in members], label, make_proposal(path))
-                pool_results = pool.run(n_chains, length, seed, first_chain, bar)
-                for t, result in zip(members, pool_results, strict=True):
-                    results[t] = replace(result.first(n_samples), adaptation=path)
-        for result in results:
-            _warn_of(result, length, n_samples)
+        run = RunOptions(Shard(n_chains, processes), length, n_samples, method, seed, first_chain, gather, saved)
+        results = session.draw(joint_classes, run, proposal, latents, paths)
+        if processes.rank == 0:
+            for result in results:
+                _warn_of(result, length, n_samples)
         return results
 
     def adapt(
@@ -317,6 +286,7 @@ class S2MSampler:
         max_steps: int = 1000,
         proposal_class: int | None = None,
         seed: int | None = None,
+        distributed: bool = True,
         progress: bool = False,
         **fit: Any,
     ) -> AdaptationPath:
@@ -333,7 +303,7 @@ class S2MSampler:
                 one that the proposals so far serve best (the largest effective sample size) is added next.
             n_chains: samples that each stage is fitted to.
             max_steps: of the chains of a stage, which run for two effective samples each.
-            proposal_class, seed, progress: as in :meth:`sample_targets`.
+            proposal_class, seed, distributed, progress: as in :meth:`sample_targets`.
             fit: of :meth:`LatentMixture.fit`: n_components, covariance, prior_share, ...
 
         Raises:
@@ -341,67 +311,31 @@ class S2MSampler:
             KeyboardInterrupt: on Ctrl-C.
         """
         target = _joint_class((I, J))
+        self._check_proposal_class(proposal_class)
         _check_count(n_chains, "n_chains")
         _check_count(max_steps, "max_steps", limit=2**31 - 1)
-        seed = int(torch.randint(2**63 - 1, ())) if seed is None else _signed(seed)
-        if proposal_class is None and self.conditional:
-            proposal_class = target.I[0]
-        options = dict(n_samples=n_chains, proposal_class=proposal_class, progress=progress)
-        stages: list[AdaptationStage] = []
-        taken: tuple[int, ...] = ()
-        while set(taken) != {*target.I, *target.J}:
-            key = _stage_seed(seed, len(stages))
-            run = partial(self.sample_targets, proposal=stages[-1].mixture if stages else None, **options)
-            choice = candidates(target, taken, order)
-            if not stages and order is None and choice != [target]:
-                choice.append(target)
-            looking = min(FIRST_LOOK, max_steps)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SamplingWarning)
-                before = [stages[-1].joint_class] if stages else []
-                looks = run([*choice, *before], n_steps=looking, seed=key)
-                if looks[0].diagnostics.interrupted:
-                    raise KeyboardInterrupt
-                base = looks.pop().diagnostics if stages else None
-                result = _next_stage(looks, target, base)
-                proposals = n_chains * looking
-                # Long enough for most chains to hold a sample: what is fitted need not be exact, weights mend it.
-                n_steps = math.ceil(min(2 / max(_efficiency(result, base), 1e-9), max_steps))
-                if n_steps > looking:
-                    (result,) = run([result.joint_class], n_steps=n_steps, seed=_stage_seed(key, 1))
-                    proposals += n_chains * n_steps
-            if result.diagnostics.interrupted:
-                raise KeyboardInterrupt
-            if _efficiency(result, base) == 0 or len(result.latents) < 2:
-                raise AdaptationError(
-                    f"adaptation: {n_chains} chains hardly met {result.joint_class} in "
-                    f"{result.diagnostics.n_steps} steps, too little to fit a proposal to; take more chains or "
-                    "steps, or another order"
-                )
-            fitted = LatentMixture.fit(result.latents, seed=key, **fit)
-            stages.append(AdaptationStage(result.joint_class, result.diagnostics, proposals, fitted))
-            taken = (*result.joint_class.I, *result.joint_class.J)
-        return AdaptationPath(tuple(stages))
+        seed = None if seed is None else _signed(seed)
+        processes = processes_of(distributed)
+        if processes.size > 1:
+            given = dict(target=str(target), order=order, n_chains=n_chains, max_steps=max_steps, seed=seed, **fit)
+            processes.same(self._describe(proposal_class=proposal_class, **given))
+        seed = _common_seed(seed, processes)
+        session = Session(self, processes, proposal_class, progress and processes.rank == 0)
+        return adaptation.adapt(session, target, seed, order, n_chains, max_steps, **fit)
 
-    def _adapt_where_it_pays(
-        self, joint_classes: list[JointClass], proposal_class: int | None, seed: int, progress: bool
-    ) -> list[AdaptationPath | None]:
-        """A path for each target of which the prior gives few effective samples, None for the others."""
-        options = dict(proposal_class=proposal_class, progress=progress)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SamplingWarning)
-            pilot = self.sample_targets(joint_classes, 1024, FIRST_LOOK, seed=_stage_seed(seed, 0), **options)
-        if any(look.diagnostics.interrupted for look in pilot):
-            raise KeyboardInterrupt
-        paths: list[AdaptationPath | None] = []
-        for t, (target, look) in enumerate(zip(joint_classes, pilot, strict=True)):
-            paths.append(None)
-            if _efficiency(look, None) < WELL_SERVED:
-                try:
-                    paths[t] = self.adapt(target.I, target.J, seed=_stage_seed(seed, t + 1), **options)
-                except AdaptationError as error:
-                    warnings.warn(f"{error}; the prior is kept", SamplingWarning, stacklevel=4)
-        return paths
+    def _describe(self, **call: Any) -> dict[str, Any]:
+        """What must be the same in all processes, and in a run that goes on from a checkpoint, in plain values."""
+        mine = dict(G=describe(self.G), clf=describe(self.clf), z_shape=self.z_shape, dtype=str(self.dtype))
+        ratio = {name: describe(value) for name, value in self.ratio.items()}
+        models = dict(conditional=self.conditional, stochastic=self.stochastic, autocast=str(self.autocast_dtype))
+        return {**mine, **ratio, **models, **call}
+
+    def _check_proposal_class(self, proposal_class: int | None) -> None:
+        if proposal_class is not None and not self.conditional:
+            raise ValueError(
+                f"proposal_class={proposal_class}, but G takes no label; "
+                "pass conditional=True to S2MSampler if it does"
+            )
 
     def _checked_latents(self, latents: Tensor | np.ndarray, n_samples: int | None, n_steps: int | None) -> Tensor:
         latents = torch.as_tensor(latents)
@@ -425,296 +359,22 @@ def s2m_sample(
     I: Indices,
     J: Indices = (),
     n_samples: int = 64,
-    n_steps: int = 200,
-    *,
-    seed: int | None = None,
-    proposal_class: int | None = None,
-    progress: bool = False,
-    **sampler_options,
+    n_steps: int | str | None = None,
+    **options: Any,
 ) -> Tensor:
     """Samples of the joint class that has all attributes in I and none in J: (n_samples, *x_shape), on G's device.
 
-    The short form of :class:`S2MSampler`, whose arguments ``sampler_options`` are; use the class for diagnostics,
-    latents and weights. Fewer rows come back, with a warning, if chains never met the joint class.
+    The short form of :class:`S2MSampler` and its :meth:`~S2MSampler.sample`, whose arguments ``options`` are; use
+    the class for diagnostics, latents and weights. Fewer rows come back, with a warning, if chains never met the
+    joint class; under ``torchrun`` those of this process's chains, or of all with ``gather=True``.
 
     >>> x = spml_fast.s2m_sample(G, clf, I=[0, 2], J=1)  # doctest: +SKIP
     """
-    sampler = S2MSampler(G, clf, **sampler_options)
-    result = sampler.sample(I, J, n_samples, n_steps, seed=seed, proposal_class=proposal_class, progress=progress)
-    return result.samples
+    of_sampler = {name: options.pop(name) for name in _SAMPLER_OPTIONS & set(options)}
+    return S2MSampler(G, clf, **of_sampler).sample(I, J, n_samples, n_steps, **options).samples
 
 
-class _Pool:
-    """One run: the chains of all targets that share their proposals."""
-
-    def __init__(
-        self,
-        sampler: S2MSampler,
-        joint_classes: list[JointClass],
-        label: int | None,
-        proposal: Proposal,
-    ):
-        self.sampler = sampler
-        self.joint_classes = joint_classes
-        self.label = label
-        self.proposal = proposal
-        self.batch_size = sampler.batch_size
-        self.generator_time = Stopwatch(sampler.device)
-        self.classifier_time = Stopwatch(sampler.device)
-        self.state: ChainState | None = None
-        self.targets: Targets | None = None
-        self.kept: dict[str, Tensor] = {}  # what the winners cannot be asked for again, (T, C, ...)
-        self.done = 0  # steps
-        self.snapshots: list[dict[str, Tensor]] = []  # of the chains, where they gave samples
-
-    def run(self, n_chains: int, length: ChainLength, seed: int, first_chain: int, bar: tqdm) -> list[S2MResult]:
-        start = time.perf_counter()
-        plan = _Plan(length)
-        interrupted = False
-        with torch.inference_mode():
-            while plan.next is not None and not interrupted:
-                interrupted = not self._advance(plan.next, n_chains, seed, first_chain, bar)
-                if not interrupted:
-                    self._take(plan, n_chains)
-            self.state.raise_if_invalid()
-            if not self.snapshots:
-                self._snapshot()
-            winners = self._decode(n_chains)
-        timing = Timing(
-            generator=self.generator_time.seconds(),
-            classifier=self.classifier_time.seconds(),
-            total=time.perf_counter() - start,
-        )
-        burn_in = min(self.done, plan.burn_in or self.done)  # an interrupted run may not have come so far
-        return [
-            S2MResult(
-                target,
-                *winners.of_target(t),
-                diagnose(self.state, t, self.done, timing, interrupted, burn_in, plan.thin),
-            )
-            for t, target in enumerate(self.joint_classes)
-        ]
-
-    def _advance(self, to: int, n_chains: int, seed: int, first_chain: int, bar: tqdm) -> bool:
-        """Run the chains to step ``to``; False if Ctrl-C came first."""
-        block_steps = self.sampler.block_steps or max(1, BLOCK_ROWS // n_chains)
-        while self.done < to:
-            steps = min(block_steps, to - self.done)
-            try:  # of G and clf alone, which take the time: the chains are never left half updated
-                latents, extra = self.proposal.block(self.done, steps)
-                x, output = self._classify(latents, bar)
-            except KeyboardInterrupt:
-                if self.done == 0:
-                    raise
-                return False
-            self._accept(output, extra, steps, n_chains, seed, first_chain, self.done)
-            self._keep_winners(latents, x, self.done, n_chains)
-            self.done += steps
-        return True
-
-    def _take(self, plan: _Plan, n_chains: int) -> None:
-        """At a step of the plan: a sample of every chain, or a look at how far there is to go."""
-        ratio = 0.0
-        if plan.looks:
-            ratio = max(
-                weight_summary(self.state.weights[:, t].cpu().numpy(), self.done)[1]
-                for t in range(len(self.joint_classes))
-            )
-        if plan.arrive(ratio):
-            self._snapshot()
-
-    def _snapshot(self) -> None:
-        state = {"winner": self.state.winner, "log_weight": self.state.log_weight, **self.kept}
-        self.snapshots.append({name: value.clone() for name, value in state.items()})
-
-    def _classify(self, latents: Tensor, bar: tqdm) -> tuple[Tensor | None, ClassifierOutput]:
-        """G and clf over a block's latents, a batch at a time; x only where samples are kept."""
-        n_rows = latents.shape[0]
-        outputs: list[ClassifierOutput] = []
-        samples: list[Tensor] = []
-        row = 0
-        while row < n_rows:
-            z = latents[row : row + (self.batch_size or FIRST_BATCH)]
-            try:
-                x, output = self._forward(z)
-            except torch.OutOfMemoryError:
-                if self.sampler.batch_size is not None or z.shape[0] == 1:
-                    raise
-                self.batch_size = max(1, z.shape[0] // 2)
-                continue
-            if self.batch_size is None:
-                elements = BATCH_ELEMENTS.get(x.device.type, BATCH_ELEMENTS["cuda"])
-                per_batch = 2 ** int(math.log2(max(1, elements // max(1, x[0].numel()))))
-                self.batch_size = min(max(per_batch, FIRST_BATCH), BLOCK_ROWS)
-            if self.sampler.stochastic:
-                samples.append(x)
-            outputs.append(output)
-            row += z.shape[0]
-            bar.update(z.shape[0])
-        x = torch.cat(samples) if samples else None
-        if len(outputs) == 1:
-            return x, outputs[0]
-        class_logits, fake, validity = zip(*outputs, strict=True)
-        return x, ClassifierOutput(
-            torch.cat(class_logits), None if fake[0] is None else torch.cat(fake), torch.cat(validity)
-        )
-
-    def _forward(self, z: Tensor) -> tuple[Tensor, ClassifierOutput]:
-        x = self._generate(z)
-        with self.classifier_time, self._autocast():
-            output = self.sampler.clf(x)
-        output = parse_classifier_output(output, z.shape[0])
-        if self.label is None:
-            output = output._replace(fake_class_logits=None)
-        elif output.fake_class_logits is None:
-            raise ValueError(
-                "class-conditional proposals need the logits of D_f: clf must return "
-                "(class_logits, fake_class_logits, validity_logit)"
-            )
-        return x, output
-
-    def _generate(self, z: Tensor) -> Tensor:
-        arguments = [z]
-        if self.label is not None:
-            arguments.append(torch.full((z.shape[0],), self.label, device=z.device))
-        with self.generator_time, self._autocast():
-            x = self.sampler.G(*arguments)
-            if self.sampler.channels_last and isinstance(x, Tensor) and x.ndim == 4:
-                x = x.contiguous(memory_format=torch.channels_last)
-        if not isinstance(x, Tensor) or x.ndim < 1 or x.shape[0] != z.shape[0]:
-            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"G must return x of shape ({z.shape[0]}, ...), got {got}")
-        return x
-
-    def _autocast(self):
-        dtype = self.sampler.autocast_dtype
-        return torch.autocast(self.sampler.device.type, dtype=dtype, enabled=dtype is not None)
-
-    def _accept(
-        self,
-        output: ClassifierOutput,
-        extra: Tensor | None,
-        n_steps: int,
-        n_chains: int,
-        seed: int,
-        first_chain: int,
-        first_step: int,
-    ) -> None:
-        class_logits, fake, validity = output
-        n_classes = class_logits.shape[1]
-        dtype = compute_dtype(class_logits.dtype)
-        if self.state is None:
-            if self.label is not None and not 0 <= self.label < n_classes:
-                raise ValueError(
-                    f"proposal_class {self.label} is out of range: clf returns {n_classes} class logits"
-                )
-            device = class_logits.device
-            self.targets = pack_targets(
-                self.joint_classes, n_classes, **self.sampler.ratio, dtype=dtype, device=device
-            )
-            self.state = ChainState.start(len(self.joint_classes), n_chains, dtype, device)
-
-        def per_step(rows: Tensor | None) -> Tensor | None:
-            return None if rows is None else rows.reshape(n_steps, n_chains, *rows.shape[1:])
-
-        self.state.scan_logits(
-            per_step(class_logits),
-            per_step(validity),
-            self.targets,
-            seed=seed,
-            first_chain=first_chain,
-            first_step=first_step,
-            fake_class_logits=per_step(fake),
-            proposal_class=self.label or 0,
-            extra_log_weight=per_step(None if extra is None else extra.to(dtype)),
-        )
-        if first_step == 0 or class_logits.device.type == "cpu":
-            self.state.raise_if_invalid()  # on a GPU only once the run is over or before it gets going
-
-    def _keep_winners(self, latents: Tensor, x: Tensor | None, first_step: int, n_chains: int) -> None:
-        offered = {}
-        if x is not None:
-            offered["x"] = x
-        if self.proposal.recall is None:
-            offered["latents"] = latents
-        if not offered:
-            return
-        won = self.state.winner >= first_step
-        chain = torch.arange(n_chains, device=won.device)
-        row = (self.state.winner - first_step).clamp(min=0) * n_chains + chain
-        for name, tensor in offered.items():
-            if name not in self.kept:
-                self.kept[name] = tensor.new_zeros(*won.shape, *tensor.shape[1:])
-            for t in range(won.shape[0]):
-                mask = won[t].reshape(-1, *[1] * (tensor.ndim - 1))
-                self.kept[name][t] = torch.where(mask, tensor[row[t]], self.kept[name][t])
-
-    def _decode(self, n_chains: int) -> _Winners:
-        """Latents and samples of all chains that have a state; what several targets share is decoded once."""
-        kept = {name: torch.stack([snapshot[name] for snapshot in self.snapshots]) for name in self.snapshots[0]}
-        draw, target, chain = torch.nonzero(kept["winner"] >= 0, as_tuple=True)
-        step = kept["winner"][draw, target, chain].long()
-        latents = kept["latents"][draw, target, chain] if "latents" in kept else self.proposal.recall(chain, step)
-        if "x" in kept:
-            x = kept["x"][draw, target, chain]
-            row_of_x = torch.arange(len(x), device=x.device)
-        else:
-            proposals, row_of_x = torch.unique(step * n_chains + chain, return_inverse=True)
-            first = torch.empty_like(proposals).scatter_(0, row_of_x, torch.arange(len(step), device=step.device))
-            # Many generators break on an empty batch: without any winner, one latent tells the shape of x.
-            rows = latents[first] if len(first) > 0 else latents.new_zeros(1, *latents.shape[1:])
-            x = torch.cat([self._generate(z) for z in rows.split(self.batch_size)])
-        return _Winners(target, chain, latents, kept["log_weight"][draw, target, chain], x, row_of_x)
-
-
-class _Plan:
-    """The next step at which chains of a given length are looked at, or give a sample."""
-
-    def __init__(self, length: ChainLength) -> None:
-        self.length = length
-        self.burn_in, self.thin = length.n_steps, length.thin
-        if length.automatic:
-            self.next: int | None = min(FIRST_LOOK, length.max_steps)
-        else:
-            self.next = length.n_steps
-            self.thin = length.thin or length.n_steps
-        self.left = length.samples_per_chain
-
-    @property
-    def looks(self) -> bool:
-        """Whether the weights are needed on arrival."""
-        return self.burn_in is None
-
-    def arrive(self, max_weight_ratio: float) -> bool:
-        """At step ``next``: whether it is time for a sample; sets the next one."""
-        done = self.next
-        if self.burn_in is None:
-            needed = self.length.needed(max_weight_ratio)
-            if done < min(needed, self.length.max_steps):
-                self.next = self.length.next_look(done, needed)
-                return False
-            self.burn_in = done
-            self.thin = self.thin or int(min(needed, done))
-        self.left -= 1
-        self.next = done + self.thin if self.left else None
-        return True
-
-
-@dataclass
-class _Winners:
-    """The last accepted proposals of all chains of all targets, n of them."""
-
-    target: Tensor  # (n,)
-    chain: Tensor  # (n,)
-    latents: Tensor  # (n, *z_shape)
-    log_weight: Tensor  # (n,)
-    x: Tensor  # (m, *x_shape), m <= n
-    row_of_x: Tensor  # (n,)
-
-    def of_target(self, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Copies, and made outside inference mode, whose own tensors could never take part in training."""
-        mine = torch.nonzero(self.target == t)[:, 0]
-        return self.x[self.row_of_x[mine]], self.latents[mine], self.log_weight[mine], self.chain[mine]
+_SAMPLER_OPTIONS = frozenset(inspect.signature(S2MSampler).parameters)
 
 
 def _joint_class(target: object) -> JointClass:
@@ -726,13 +386,22 @@ def _joint_class(target: object) -> JointClass:
 
 
 def _chain_length(
-    n_steps: int | str | None, tol: float, max_steps: int, samples_per_chain: int, thin: int | None
+    n_steps: int | str | None, tol: float, max_steps: int, samples_per_chain: int, thin: int | None, method: str
 ) -> ChainLength:
+    of_chains = method in ("imh", "mala")
+    if n_steps is None:
+        n_steps = 200 if of_chains else "auto"
     if isinstance(n_steps, str):
         if n_steps != "auto":
             raise ValueError(f"n_steps must be a number or 'auto', got {n_steps!r}")
+        if method == "mala":
+            raise ValueError("method='mala' has no bound to stop at: n_steps must be a number, got 'auto'")
     else:
-        n_steps = _check_count(200 if n_steps is None else n_steps, "n_steps", limit=2**31 - 1)
+        n_steps = _check_count(n_steps, "n_steps", limit=2**31 - 1)
+    if not of_chains and (samples_per_chain != 1 or thin is not None):
+        raise ValueError(
+            f"samples of method={method!r} do not belong to chains: {samples_per_chain=}, {thin=} cannot be"
+        )
     for name, value in (("max_steps", max_steps), ("samples_per_chain", samples_per_chain), ("thin", thin)):
         if value is not None:
             _check_count(value, name, limit=2**31 - 1)
@@ -742,64 +411,39 @@ def _chain_length(
     return length
 
 
-class SamplingWarning(UserWarning):
-    """A run that did not bring what was asked for: chains without a sample, a length that was not enough."""
-
-
-def _next_stage(looks: list[S2MResult], target: JointClass, base: Diagnostics | None) -> S2MResult:
-    """The whole target where it is met often enough or nothing else is left, otherwise what is served best."""
-    parts = [look for look in looks if look.joint_class != target]
-    whole = looks[-1]
-    if not parts or (whole.joint_class == target and _efficiency(whole, base) >= OFTEN_ENOUGH):
-        return whole
-    return max(parts, key=lambda look: _efficiency(look, base))
-
-
-def _efficiency(look: S2MResult, base: Diagnostics | None) -> float:
-    """Effective samples per proposal; 0 where the joint class was hardly met.
-
-    Classifiers whose logits are finite give every proposal some weight, and where none belongs to the joint class
-    the weights are small and alike: many effective samples of nothing. ``base`` is of a wider joint class that the
-    proposals were made for (None: the prior): the ratio of mean weights is the share of its samples that belong.
-    """
-    d = look.diagnostics
-    samples, log_mean = d.n_chains * d.n_steps, 0.0
-    if base is not None:
-        samples, log_mean = samples * base.ess_per_proposal, base.log_mean_weight
-    return d.ess_per_proposal if samples * math.exp(min(d.log_mean_weight - log_mean, 0.0)) >= MET else 0.0
-
-
-def _stage_seed(seed: int, stage: int) -> int:
-    """A seed of its own for each stage; the draws of different keys are independent."""
-    state = np.random.SeedSequence([seed % 2**64, stage]).generate_state(1, np.uint64)
-    return int(state[0] >> np.uint64(1))
-
-
 def _warn_of(result: S2MResult, length: ChainLength, n_samples: int) -> None:
     d = result.diagnostics
     if d.chains_without_support > 0:
-        warnings.warn(
+        _warn(
             f"{d.chains_without_support} of {d.n_chains} chains never met the support of {result.joint_class} in "
-            f"{d.n_steps} steps and have no sample",
-            SamplingWarning,
-            stacklevel=3,
+            f"{d.n_steps} steps and have no sample"
         )
-    elif len(result.samples) < n_samples:
-        warnings.warn(
-            f"{n_samples - len(result.samples)} of {n_samples} samples of {result.joint_class} are missing: their "
-            "chains had not met its support by then, or the run was interrupted",
-            SamplingWarning,
-            stacklevel=3,
+    elif d.n_samples < n_samples:
+        _warn(
+            f"{n_samples - d.n_samples} of {n_samples} samples of {result.joint_class} are missing: "
+            + (
+                f"rejection accepted too few of {d.n_chains * d.n_steps} proposals (M = {d.max_weight_ratio:.0f})"
+                if d.method == "rejection"
+                else "their chains had not met its support by then, or the run was interrupted"
+            )
         )
     if d.burn_in >= length.max_steps and length.automatic and d.tv_bound > length.tol and not d.interrupted:
-        warnings.warn(
+        _warn(
             f"{result.joint_class}: after max_steps={length.max_steps} steps the bound on the distance to the "
             f"target is {d.tv_bound:.2g}, not tol={length.tol:g} (M = {d.max_weight_ratio:.0f}). Adapt the "
             "proposals (adapt=True), calibrate D_v or temper it (validity_temperature above 1), train a better "
-            "generator, or take more steps",
-            SamplingWarning,
-            stacklevel=3,
+            "generator, or take more steps"
         )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, SamplingWarning, stacklevel=4)
+
+
+def _common_seed(seed: int | None, processes: Processes) -> int:
+    """The seed, or one from torch's global generator: that of the first process, for all."""
+    drawn = int(torch.randint(2**63 - 1, ())) if seed is None else seed
+    return processes.from_first(lambda: drawn)
 
 
 def _check_count(value: object, name: str, limit: int = 2**62) -> int:

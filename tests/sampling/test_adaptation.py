@@ -29,8 +29,9 @@ from toys import (
 )
 
 from spml_fast import LatentMixture, S2MSampler, _ops
-from spml_fast.sampling import AdaptationPath, JointClass, SamplingWarning, adaptation
-from spml_fast.sampling.adaptation import MixtureProposal, candidates
+from spml_fast.sampling import AdaptationPath, JointClass, SamplingWarning, mixture
+from spml_fast.sampling.adaptation import candidates
+from spml_fast.sampling.mixture import MixtureProposal
 
 LEVEL = 1e-3
 pytestmark = pytest.mark.filterwarnings("ignore:.*never met the support")
@@ -378,7 +379,7 @@ def test_components_are_independent_of_accept_steps_and_of_normals(seed):
 
 
 def test_components_by_the_accept_uniforms_would_be_seen(monkeypatch):
-    monkeypatch.setattr(adaptation, "COMPONENT_KEY", 0)
+    monkeypatch.setattr(mixture, "COMPONENT_KEY", 0)
     assert component_tables(0)[0] < 1e-6
 
 
@@ -395,7 +396,7 @@ def discrete(dtype=torch.float64, conditional=False):
 @pytest.fixture
 def adapt_all(monkeypatch):
     """adapt=True adapts to every target, however well the prior serves it."""
-    monkeypatch.setattr("spml_fast.sampling.s2m.WELL_SERVED", 2.0)
+    monkeypatch.setattr("spml_fast.sampling.adaptation.WELL_SERVED", 2.0)
 
 
 def bias(result):
@@ -429,7 +430,7 @@ def test_discrete_with_a_fitted_mixture(I, J, covariance):
 
 @pytest.mark.parametrize(("I", "J", "order"), [((0, 1), (2,), (1, 2, 0)), ((1, 2), (0,), None)])
 def test_discrete_with_repeated_adaptation(I, J, order, monkeypatch):
-    monkeypatch.setattr("spml_fast.sampling.s2m.OFTEN_ENOUGH", 2.0)  # one attribute after the other all the same
+    monkeypatch.setattr("spml_fast.sampling.adaptation.OFTEN_ENOUGH", 2.0)  # one attribute at a time
     sampler = discrete()
     path = sampler.adapt(I, J, order=order, n_chains=300, seed=4)
     assert len(path.stages) == 3
