@@ -24,6 +24,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError, TypeError, IndexError, FloatingPointError) as error:
         print(f"spml-fast {options.command}: {error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:
+        from .sampling import LostProcessError
+
+        if not isinstance(error, LostProcessError):
+            raise
+        print(f"spml-fast {options.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"\nspml-fast {options.command}: interrupted{options.after_interrupt}", file=sys.stderr)
         return 130
@@ -47,17 +54,28 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)")
     demo.set_defaults(run=_demo)
 
-    sample = commands.add_parser("sample", help="draw more from a folder that the demo wrote")
+    sample = commands.add_parser(
+        "sample",
+        help="draw more from a folder that the demo wrote",
+        description="Draw a joint class with the generator and the classifiers that spml-fast demo wrote.",
+        epilog="several processes: torchrun --nproc-per-node 2 -m spml_fast sample DIR --i A --j B C",
+    )
     sample.add_argument("folder", type=Path, metavar="DIR")
     sample.add_argument("--i", nargs="+", required=True, metavar="NAME", help="attributes that the samples have")
     sample.add_argument("--j", nargs="+", default=[], metavar="NAME", help="attributes that they do not have")
     sample.add_argument("-n", type=int, default=64, help="number of samples (default: %(default)s)")
     sample.add_argument(
+        "--method",
+        choices=("imh", "rejection", "resample", "mala"),
+        default="imh",
+        help="independent chains, rejection or resampling from all proposals, or Langevin steps (default: "
+        "%(default)s)",
+    )
+    sample.add_argument(
         "--steps",
         type=_steps,
-        default=200,
-        help="steps of each chain, or auto: until the bound on the distance to the target is --tol (default: "
-        "%(default)s)",
+        help="steps of each chain, or proposals per sample; auto: until the bound on the distance to the target "
+        "is --tol (default: 200, or auto for rejection and resample)",
     )
     sample.add_argument("--tol", type=float, default=0.01, help="of --steps auto (default: %(default)s)")
     sample.add_argument(
@@ -66,6 +84,18 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         metavar="K",
         help="samples that each chain gives (default: %(default)s)",
+    )
+    sample.add_argument(
+        "--thin",
+        type=int,
+        metavar="STEPS",
+        help="from one sample of a chain to the next (default: as many as --steps)",
+    )
+    sample.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="where the chains are kept as they run; the same command goes on from there after an interruption",
     )
     sample.add_argument("--adapt", action="store_true", help="fit the proposals to the joint class where it pays")
     sample.add_argument("--seed", type=int, default=None, help="default: a new one each time")
@@ -185,8 +215,11 @@ def _sample(options: argparse.Namespace) -> None:
         options.j,
         n_samples=options.n,
         n_steps=options.steps,
+        method=options.method,
         tol=options.tol,
         samples_per_chain=options.per_chain,
+        thin=options.thin,
+        checkpoint=options.checkpoint,
         adapt=options.adapt,
         seed=options.seed,
         device=options.device,

@@ -25,6 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from ._checkpoint import write_atomically
+from ._processes import is_first_process
 from .data.digits import (
     ATTRIBUTES,
     DIGIT_ATTRIBUTES,
@@ -128,23 +129,27 @@ def draw_again(
     has: Sequence[str],
     has_not: Sequence[str] = (),
     n_samples: int = 64,
-    n_steps: int | str = 200,
+    n_steps: int | str | None = None,
     seed: int | None = None,
     device: str = "cpu",
     out: str | Path | None = None,
     **options: Any,
 ) -> S2MResult:
-    """Draws one joint class of attribute names from what :func:`run_demo` saved; writes a picture and an .npz.
+    """Draws one joint class of attribute names from what :func:`run_demo` saved; writes a picture, an .npz.
 
-    ``options`` are more of those of :meth:`S2MSampler.sample`: adapt, tol, samples_per_chain, ...
+    ``options`` are more of those of :meth:`S2MSampler.sample`: method, adapt, checkpoint, ... Processes that
+    torchrun started share the chains, and the first one writes the samples of all. The way to adapted proposals is
+    a picture of its own.
     """
-    from .plots import plot_samples
+    from .plots import plot_adaptation, plot_samples
 
     G, clf, _ = (module.to(device) for module in load_demo(folder))
     target = JointClass.of(attribute_indices(has), attribute_indices(has_not))
     result = demo_sampler(G, clf).sample(
-        target.I, target.J, n_samples, n_steps, seed=seed, progress=True, **options
+        target.I, target.J, n_samples, n_steps, seed=seed, gather=True, progress=True, **options
     )
+    if not is_first_process():
+        return result
     name = joint_class_name(target.I, target.J)
     path = Path(out) if out is not None else Path(folder) / f"samples_{name}.png"
     arrays = {"samples": result.samples, "latents": result.latents, "log_weights": result.log_weights}
@@ -157,14 +162,21 @@ def draw_again(
         plot_samples(rows, path)
     d = result.diagnostics
     if result.adaptation is not None:
-        stages = ", ".join(
-            joint_class_name(stage.joint_class.I, stage.joint_class.J) for stage in result.adaptation.stages
-        )
-        print(f"adapted to {stages} with {result.adaptation.proposals} proposals")
+        way = path.with_name(f"{path.stem}_adaptation.png")
+        plot_adaptation(result, way, lambda joint_class: joint_class_name(joint_class.I, joint_class.J))
+        print(f"adapted to {name} with {result.adaptation.proposals} proposals, in stages: {way}")
+    facts = {
+        "acceptance": f"{d.acceptance_rate:.3f}",
+        "support": f"{d.support_rate:.3f}",
+        "ESS/proposal": f"{d.ess_per_proposal:.3f}",
+        "M": f"{d.max_weight_ratio:.1f}",
+        "TV bound": None if d.tv_bound is None else f"{d.tv_bound:.2g}",
+        "R-hat": None if d.r_hat is None else f"{d.r_hat:.3f}",
+    }
     print(
-        f"{len(result.samples)} samples of {name} after {d.burn_in} steps: "
-        f"acceptance {d.acceptance_rate:.3f}, support {d.support_rate:.3f}, "
-        f"ESS/proposal {d.ess_per_proposal:.3f}, M {d.max_weight_ratio:.1f}, TV bound {d.tv_bound:.2g}\n"
+        f"{len(result.samples)} samples of {name} by {d.method}, {d.n_steps} steps x {d.n_chains}"
+        f"{' (interrupted)' if d.interrupted else ''}: "
+        f"{', '.join(f'{fact} {value}' for fact, value in facts.items() if value is not None)}\n"
         f"written to {path} and {path.with_suffix('.npz')}"
     )
     return result

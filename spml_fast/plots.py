@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .metrics import separation
-from .sampling import Diagnostics
+from .sampling import Diagnostics, JointClass, S2MResult
 
 # Colours of Okabe and Ito, which the colour-blind tell apart.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
@@ -57,6 +57,63 @@ def plot_diagnostics(diagnostics: Mapping[str, Diagnostics], path: str | Path) -
             bounds.plot(steps, (1 - 1 / d.max_weight_ratio) ** steps, label=name)
     bounds.set(title="bound on the distance to the target", xlabel="steps", yscale="log", ylim=(1e-4, 1.2))
     bounds.legend(fontsize=8)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def plot_adaptation(
+    result: S2MResult, path: str | Path, name: Callable[[JointClass], str] = str, n_columns: int = 16
+) -> None:
+    """The way to an adapted proposal: for each stage, samples of its joint class and what they cost.
+
+    Source: Cho et al., "Mining Multi-Label Samples from Single Positive Labels", NeurIPS 2022, the figure on
+    repeated adaptation. The last row is the result itself.
+
+    Args:
+        result: of a run with ``adapt=True``, over images (1 or 3, height, width).
+        name: of a joint class.
+
+    Raises:
+        ValueError: the proposals of ``result`` were not adapted.
+    """
+    if result.adaptation is None:
+        raise ValueError(f"the proposals of {result.joint_class} were not adapted: there is no path to draw")
+    stages = result.adaptation.stages
+    rows = [(name(stage.joint_class), stage.samples, stage.diagnostics) for stage in stages]
+    rows.append(("result", result.samples[:n_columns], result.diagnostics))
+    titles = ["from the prior", *(f"adapted to {row[0]}" for row in rows[:-1])]
+    height = 0.55 * len(rows) + 0.9
+    figure, (pictures, costs) = _figure(
+        1, 2, width=0.5 * n_columns + 5, height=height, width_ratios=(0.5 * n_columns, 3.2)
+    )
+
+    place = np.arange(len(rows))
+    shape = np.asarray(rows[0][1].cpu()).shape[1:]
+    canvas = np.full((shape[0], len(rows) * (shape[1] + 1), n_columns * (shape[2] + 1)), np.nan)
+    for i, (_, images, _) in enumerate(rows):
+        images = images[:n_columns].cpu().float().numpy()
+        low, high = (float(images.min()), float(images.max())) if len(images) else (0.0, 1.0)
+        for j, image in enumerate(images):
+            top, left = i * (shape[1] + 1), j * (shape[2] + 1)
+            canvas[:, top : top + shape[1], left : left + shape[2]] = (image - low) / max(high - low, 1e-12)
+    colours = np.where(np.isnan(canvas), 1.0, canvas).transpose(1, 2, 0).squeeze()
+    edges = (-0.5, n_columns - 0.5, len(rows) - 0.5, -0.5)
+    pictures.imshow(colours, cmap="gray", vmin=0, vmax=1, extent=edges, aspect="auto", interpolation="nearest")
+    pictures.set_xticks([])
+    pictures.set_yticks(place, [_plain(row[0]) for row in rows], fontsize=10, color=INK)
+    pictures.tick_params(length=0)
+    for spine in pictures.spines.values():
+        spine.set_visible(False)
+
+    cost = np.array([1 / d.ess_per_proposal if d.ess_per_proposal else np.nan for _, _, d in rows])
+    costs.barh(place, cost, color=[GREY, *[BLUE] * (len(rows) - 1)], height=0.55)
+    for y, (value, title) in enumerate(zip(cost, titles, strict=True)):
+        costs.text(
+            value if np.isfinite(value) else 1, y, f"  {value:,.0f}, {_plain(title)}", va="center", fontsize=9
+        )
+    costs.set(xscale="log", ylim=(len(rows) - 0.5, -0.5), yticks=[])
+    _dress(costs, title="proposals per effective sample", grid="x")
+    costs.set_xlim(1, np.nanmax([*cost, 10]) * 60)
     figure.tight_layout()
     _save(figure, path)
 

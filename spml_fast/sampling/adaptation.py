@@ -35,7 +35,7 @@ MET = 4
 OFTEN_ENOUGH = 2 / 64
 """Effective samples per proposal from which on a joint class is fitted at once, not attribute by attribute."""
 
-SHOWN_LATENTS = 64
+SHOWN_SAMPLES = 64
 """Samples of each stage that an adaptation path keeps, for pictures."""
 
 
@@ -52,14 +52,14 @@ class AdaptationStage:
         diagnostics: of the run whose samples the next proposal was fitted to.
         proposals: that the stage took, those that chose its attribute included.
         mixture: what was fitted.
-        latents: some of those that it was fitted to, (m, *z_shape): ``G(latents)`` shows what the stage drew.
+        samples: some of those whose latents it was fitted to, (m, *x_shape), for pictures.
     """
 
     joint_class: JointClass
     diagnostics: Diagnostics
     proposals: int
     mixture: LatentMixture
-    latents: Tensor
+    samples: Tensor
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class AdaptationPath:
                 Diagnostics(**stage["diagnostics"]),
                 stage["proposals"],
                 LatentMixture(**stage["mixture"]),
-                stage["latents"],
+                stage["samples"],
             )
             for stage in state
         )
@@ -170,9 +170,8 @@ def adapt(
             )
         latents = result.latents
         fitted = session.processes.from_first(lambda z=latents, key=key: LatentMixture.fit(z, seed=key, **fit))
-        stages.append(
-            AdaptationStage(result.joint_class, result.diagnostics, proposals, fitted, latents[:SHOWN_LATENTS])
-        )
+        shown = result.samples[:SHOWN_SAMPLES]
+        stages.append(AdaptationStage(result.joint_class, result.diagnostics, proposals, fitted, shown))
         taken = (*result.joint_class.I, *result.joint_class.J)
     return AdaptationPath(tuple(stages))
 

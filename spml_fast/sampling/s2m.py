@@ -191,8 +191,8 @@ class S2MSampler:
                 log weights being log p_z(z) - log p~_z(z).
             latents: (n_steps, n_samples, *z_shape) proposals drawn elsewhere; they fix n_steps and n_samples.
             distributed: under ``torchrun``, or in an initialised process group, share the chains out: all
-                processes make this call alike and each returns the samples of its own chains, the same as one process would.
-                False: this process runs them all.
+                processes make this call alike, and each returns the samples of its own chains, bit for bit what
+                one process would draw. False: this process runs them all.
             gather: each process returns the samples of all of them, in the order of the chains.
             checkpoint: file that the chains are written to every ``checkpoint_every`` seconds, and at the end. If
                 it is there, the run goes on from it, in any number of processes, and ends with the same samples.

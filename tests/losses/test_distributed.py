@@ -93,7 +93,7 @@ def work():
     }
     if rank == 0:
         Path(sys.argv[1]).write_text(json.dumps(found))
-    # Models in reference cycles keep the group, and its threads, beyond its end: one that still lets go of a tensor
+    # Models in reference cycles keep the group and its threads beyond its end: one that still lets go of a tensor
     # while Python shuts down aborts the process.
     gc.collect()
     dist.destroy_process_group()
