@@ -140,6 +140,9 @@ cpu="$(device_file cpu).json"
 step bench "losses, GPU" 200 bench.log python3 bench/loss_throughput.py --device cuda --compile gr \
   --json "$OUT/losses_$gpu" "$@"
 step bench "sampling, GPU" 120 bench.log python3 bench/imh_throughput.py --device cuda --json "$OUT/imh_$gpu" "$@"
+step bench "methods, GPU" 150 bench.log python3 bench/sampling_methods.py --device cuda \
+  --json "$OUT/methods_$gpu" "$@"
+step bench "adaptation, GPU" 60 bench.log python3 bench/adaptation.py --device cuda --json "$OUT/adaptation_$gpu" "$@"
 step bench "training, GPU" 90 bench.log python3 bench/training_throughput.py --device cuda \
   --json "$OUT/training_$gpu" "$@"
 step bench "losses, CPU" 90 bench.log python3 bench/loss_throughput.py --json "$OUT/losses_$cpu" --quick

@@ -25,7 +25,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from ._checkpoint import write_atomically
-from ._processes import is_first_process
+from ._processes import is_first_process, local_rank
 from .data.digits import (
     ATTRIBUTES,
     DIGIT_ATTRIBUTES,
@@ -143,6 +143,8 @@ def draw_again(
     """
     from .plots import plot_adaptation, plot_samples
 
+    if device == "cuda":
+        device = f"cuda:{local_rank()}"  # each process that torchrun started has a GPU of its own
     G, clf, _ = (module.to(device) for module in load_demo(folder))
     target = JointClass.of(attribute_indices(has), attribute_indices(has_not))
     result = demo_sampler(G, clf).sample(
@@ -469,7 +471,7 @@ def judge_samples(G: DigitGenerator, judge: nn.Module, results: Sequence[S2MResu
                 # A chain without a sample is a miss.
                 "accuracy": float((shown == digit).sum()) / d.n_chains,
                 **{
-                    key: value if math.isfinite(value) else None  # JSON has no infinity
+                    key: None if value in (math.inf, -math.inf) else value  # JSON has no infinity
                     for key, value in d.to_dict().items()
                 },
             }

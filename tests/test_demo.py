@@ -59,6 +59,41 @@ def test_sample_again(folder, capsys):
         torch.testing.assert_close(G(torch.from_numpy(drawn["latents"])), torch.from_numpy(drawn["samples"]))
 
 
+@pytest.mark.filterwarnings("ignore::spml_fast.sampling.SamplingWarning")
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--method", "resample"], "by resample"),
+        (["--method", "rejection", "--steps", "40"], "by rejection, 40 steps"),
+        (["--method", "mala", "--steps", "8"], "R-hat"),
+        (["--steps", "auto", "--tol", "0.3", "--per-chain", "2", "--thin", "5"], "x 6: "),
+    ],
+)
+def test_other_ways_to_sample(options, said, folder, tmp_path, capsys):
+    command = ["sample", str(folder), "--i", "A", "-n", "12", "--seed", "1", "--out", str(tmp_path / "a.png")]
+    assert cli.main([*command, *options]) == 0
+    assert said in capsys.readouterr().out
+    assert len(np.load(tmp_path / "a.npz")["samples"]) == 12
+
+
+def test_a_checkpoint_is_gone_on_from(folder, tmp_path, capsys):
+    command = ["sample", str(folder), "--i", "A", "-n", "12", "--steps", "5", "--checkpoint", str(tmp_path / "c")]
+    for name in ("first", "again"):  # without a seed: the file's
+        assert cli.main([*command, "--out", str(tmp_path / f"{name}.png")]) == 0
+    first, again = (np.load(tmp_path / f"{name}.npz") for name in ("first", "again"))
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    assert cli.main([*command, "--steps", "6"]) == 1
+    assert "is of a run with n_steps=5, not 6" in capsys.readouterr().err
+
+
+def test_the_way_to_adapted_proposals_is_drawn(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("spml_fast.sampling.adaptation.WELL_SERVED", 2.0)  # whatever the prior is worth
+    command = ["sample", str(folder), "--i", "A", "B", "-n", "8", "--adapt", "--seed", "2"]
+    assert cli.main([*command, "--out", str(tmp_path / "ab.png")]) == 0
+    assert "adapted to A+B with" in capsys.readouterr().out
+    assert (tmp_path / "ab_adaptation.png").stat().st_size > 3000
+
+
 def test_bad_commands(folder, tmp_path, capsys):
     assert cli.main(["sample", str(folder), "--i", "D"]) == 1
     assert "'D' is not an attribute of the digits; they are A, B, C" in capsys.readouterr().err

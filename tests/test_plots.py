@@ -1,6 +1,7 @@
 """Every picture is written, readable and not blank, from the smallest run to the largest."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ from matplotlib.image import imread
 
 from spml_fast import plots
 from spml_fast.metrics import probability_counts
+from spml_fast.sampling import AdaptationPath, AdaptationStage, ChainState, JointClass, LatentMixture, S2MResult
+from spml_fast.sampling.diagnostics import Timing, diagnose
 
 
 @pytest.fixture
@@ -35,6 +38,45 @@ def counts(n_epochs, bins=100, seed=0):
     labels = torch.from_numpy(rng.random((60, 7)) < 0.3)
     observed = torch.zeros(60, dtype=torch.int64)
     return torch.stack([probability_counts(of_epoch, labels, observed, bins) for of_epoch in p])
+
+
+def adapted(n_stages, channels=1, samples=20):
+    """A result whose proposals took ``n_stages`` to adapt."""
+    rng = torch.Generator().manual_seed(0)
+    diagnostics = diagnose(
+        ChainState.start(1, 4).scan(torch.randn(1, 8, 4, generator=rng), seed=0),
+        0,
+        8,
+        Timing(1.0),
+        burn_in=8,
+        thin=8,
+    )
+    images = torch.rand(samples, channels, 6, 5, generator=rng)
+    mixture = LatentMixture(torch.ones(1), torch.zeros(1, 2), torch.ones(1, 2))
+    stages = tuple(
+        AdaptationStage(JointClass.of(range(n + 1)), diagnostics, 32, mixture, images) for n in range(n_stages)
+    )
+    parts = (images, torch.zeros(samples, 2), torch.zeros(samples), torch.arange(samples))
+    return S2MResult(JointClass.of(range(n_stages)), *parts, diagnostics, AdaptationPath(stages))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(n_stages=1), dict(n_stages=6, channels=3), dict(n_stages=2, samples=1), dict(n_stages=1, samples=0)],
+)
+def test_adaptation(options, drawn):
+    drawn(plots.plot_adaptation, adapted(**options))
+
+
+def test_adaptation_of_a_joint_class_never_met(drawn):
+    result = adapted(2)
+    lost = replace(result.diagnostics, ess_per_proposal=0.0, max_weight_ratio=np.inf)
+    drawn(plots.plot_adaptation, replace(result, diagnostics=lost))
+
+
+def test_no_picture_of_no_adaptation(tmp_path):
+    with pytest.raises(ValueError, match=r"proposals of \+0\+1 were not adapted"):
+        plots.plot_adaptation(replace(adapted(2), adaptation=None), tmp_path / "picture.png")
 
 
 def epoch(number, phase="linear", **values):

@@ -69,7 +69,8 @@ class LangevinChains:
         self.log_step = math.log(math.prod(self.forward.sampler.z_shape)) / -6
         self.targets: Targets | None = None
         self.point: _Point | None = None
-        self.counts = torch.zeros(2, self.shard.n, dtype=torch.int64)  # accepted, of positive weight
+        # Accepted, of positive weight.
+        self.counts = torch.zeros(2, self.shard.n, dtype=torch.int64, device=self.forward.sampler.device)
         self.trace: list[Tensor] = []  # log densities (C,) of the steps after warm-up
         self.snapshots: list[tuple[Tensor, Tensor]] = []  # latents (C, D) and log weights (C,)
         self.started = time.perf_counter()
@@ -127,7 +128,7 @@ class LangevinChains:
                 torch.where(accept, new.log_weight, self.point.log_weight),
                 torch.where(accept[:, None], new.gradient, self.point.gradient),
             )
-            self.counts += torch.stack([accept, supported]).cpu()
+            self.counts += torch.stack([accept, supported])
             self.done += 1
             if self.done <= self.warm_up:
                 rate = self.shard.gather(log_ratio.clamp(max=0).exp()).cpu().numpy().mean()
@@ -274,6 +275,6 @@ class LangevinChains:
         self.seconds = Timing(*state["seconds"])
         vars(self.plan).update(state["plan"], length=self.options.length)
         self.point = _Point(*map(part, state["point"]))
-        self.counts = part(state["counts"], 1).cpu()
+        self.counts = part(state["counts"], 1)
         self.trace = [] if state["trace"] is None else list(part(state["trace"], 1))
         self.snapshots = [tuple(map(part, snapshot)) for snapshot in state["snapshots"]]

@@ -71,11 +71,14 @@ class Session:
             label = target.I[0] if self.proposal_class is None else self.proposal_class
             own = None if paths[t] is None else t
             pools.setdefault((label if sampler.conditional else None, own), []).append(t)
+        steps = len(pools) * length.expected_steps
+        if run.method == "mala":
+            steps = len(pools) * START_STEPS + len(joint_classes) * (length.expected_steps + 1)
         results: dict[int, S2MResult] = {}
         with (
             eval_mode(sampler.G, sampler.clf),
             tqdm(
-                total=None if length.automatic else len(pools) * length.expected_steps * run.shard.n,
+                total=None if length.automatic else steps * run.shard.n,
                 desc="S2M sampling",
                 unit=" proposals",
                 unit_scale=True,
