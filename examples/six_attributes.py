@@ -196,6 +196,11 @@ def main(argv: list[str] | None = None) -> None:
     before, after = np.mean(means, axis=0)
     print(f"{'mean':<31}{before:>10.3f}{'':>24}{after:>10.3f}")
 
+    worst = int(np.argmin([right for right, _ in means]))
+    shown = torch.from_numpy(judge.predict(prior[worst].samples.flatten(1).numpy()))
+    wrong = torch.bincount(shown[~digits_of(whole[worst])[shown]], minlength=10)
+    found = ", ".join(f"{int(wrong[digit])} times {digit}" for digit in wrong.argsort(descending=True)[:3])
+    print(f"the worst from the prior: asked for {title(whole[worst])}, of {args.n} chains the judge saw {found}")
     plot_samples({title(result.joint_class): result.samples.numpy() for result in adapted}, args.out)
     print(f"written to {args.out}")
 
