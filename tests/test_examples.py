@@ -109,11 +109,11 @@ def test_dcgan(example, file, capsys):
     else:
         save_file(state, file)
     write_images()
-    few = ["-n", "8", "--steps", "20", "--adapt-steps", "16", "--i", "left", "--j", "right"]
+    few = ["-n", "8", "--steps", "20", "--adapt-steps", "16", "--i", "left", "right"]
     run(["--generator", file, "--images", "labelled.npz", "--epochs", "1", "--out", "first", *few])
     assert "latents (20, 1, 1) -> images (3, 32, 32)" in capsys.readouterr().out
     drawn = np.load("first/samples.npz")
-    assert drawn["samples"].shape[1:] == (3, 32, 32)
+    assert drawn["samples"].shape == (8, 3, 32, 32)
     with torch.no_grad():
         expected = main(torch.from_numpy(drawn["latents"])).numpy()
     np.testing.assert_allclose(drawn["samples"], expected, atol=1e-5)
@@ -214,3 +214,6 @@ def test_wrong_weights_are_named(example):
     )
     with pytest.raises(SystemExit, match="does not exist"):
         run(["--generator", "nowhere.pt", "--images", "none.npz", "--i", "0"])
+    torch.save(dcgan_weights()[1], "whole.pt")
+    with pytest.raises(SystemExit, match="No such file or directory: 'none"):
+        run(["--generator", "whole.pt", "--images", "none.npz", "--i", "0"])
