@@ -31,7 +31,7 @@ from spml_fast.demo import jitter, train_generator
 from spml_fast.labels import single_positives
 from spml_fast.plots import plot_samples
 from spml_fast.sampling import AdaptationPath, JointClass, S2MResult, SamplingWarning, s2m_log_weight
-from spml_fast.sampling.s2m import WELL_SERVED
+from spml_fast.sampling.adaptation import WELL_SERVED
 from spml_fast.training.trunks import small_cnn
 
 NAMES = ("even", "prime", "square", "at least five", "closed loop", "multiple of three")

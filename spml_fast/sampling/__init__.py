@@ -1,6 +1,6 @@
 """S2M sampling from single positive labels."""
 
-from .adaptation import AdaptationPath, AdaptationStage
+from .adaptation import AdaptationError, AdaptationPath, AdaptationStage
 from .chains import ChainState, s2m_log_weight
 from .diagnostics import Diagnostics
 from .mixture import LatentMixture
@@ -12,6 +12,7 @@ from .s2m import S2MSampler, s2m_sample
 from .targets import JointClass, Targets, pack_targets
 
 __all__ = [
+    "AdaptationError",
     "AdaptationPath",
     "AdaptationStage",
     "ChainState",

@@ -8,7 +8,6 @@ p_z/p~_z keeps the target what it was.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from .diagnostics import Diagnostics
 from .length import FIRST_LOOK
 from .mixture import LatentMixture
-from .result import S2MResult, SamplingWarning
+from .result import S2MResult, warn
 from .targets import JointClass
 
 if TYPE_CHECKING:
@@ -177,7 +176,7 @@ def adapt(
 
 
 def adapt_where_it_pays(
-    session: Session, joint_classes: Sequence[JointClass], seed: int
+    session: Session, joint_classes: Sequence[JointClass], seed: int, **options: Any
 ) -> list[AdaptationPath | None]:
     """A path for each target of which the prior gives few effective samples, None for the others."""
     pilot = session.chains(joint_classes, 1024, FIRST_LOOK, stage_seed(seed, 0))
@@ -186,10 +185,10 @@ def adapt_where_it_pays(
         paths.append(None)
         if _efficiency(look, None) < WELL_SERVED:
             try:
-                paths[t] = adapt(session, target, stage_seed(seed, t + 1))
+                paths[t] = adapt(session, target, stage_seed(seed, t + 1), **options)
             except AdaptationError as error:
                 if session.processes.rank == 0:
-                    warnings.warn(f"{error}; the prior is kept", SamplingWarning, stacklevel=4)
+                    warn(f"{error}; the prior is kept")
     return paths
 
 

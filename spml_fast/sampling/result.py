@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -40,3 +42,11 @@ class S2MResult:
 
 class SamplingWarning(UserWarning):
     """A run that did not bring what was asked for: chains without a sample, a length that was not enough."""
+
+
+def warn(text: str) -> None:
+    """A :class:`SamplingWarning` to whoever called the package, from however deep within it."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == "spml_fast":
+        level, frame = level + 1, frame.f_back
+    warnings.warn(text, SamplingWarning, stacklevel=level)

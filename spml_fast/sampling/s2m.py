@@ -9,8 +9,7 @@ accepted proposal is decoded.
 from __future__ import annotations
 
 import inspect
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from .mixture import LatentMixture
 from .pool import RunOptions
 from .processes import Processes, Shard, processes_of
 from .proposals import DrawLatents
-from .result import S2MResult, SamplingWarning
+from .result import S2MResult, warn
 from .selection import METHODS
 from .session import Session
 from .targets import JointClass, PerTarget
@@ -144,7 +143,7 @@ class S2MSampler:
         max_steps: int = 10_000,
         samples_per_chain: int = 1,
         thin: int | None = None,
-        adapt: bool = False,
+        adapt: bool | Mapping[str, Any] = False,
         seed: int | None = None,
         first_chain: int = 0,
         proposal_class: int | None = None,
@@ -182,7 +181,8 @@ class S2MSampler:
             thin: as many steps as the bound asks for, for "auto", otherwise n_steps, unless given. Fewer leave
                 samples of one chain correlated.
             adapt: fit a proposal to each target that the prior serves badly (:meth:`adapt`); a pilot run of 16
-                steps finds which those are. The path is ``result.adaptation``.
+                steps finds which those are. The path is ``result.adaptation``. A dict holds options of
+                :meth:`adapt`: ``dict(max_steps=200, covariance="full")``.
             seed: 64-bit integer; drawn from torch's global generator unless given.
             first_chain: number of the first chain. Chain c of a run equals chain c of any other with this seed.
             proposal_class: label of class-conditional proposals; I[0] of each target unless given.
@@ -231,6 +231,13 @@ class S2MSampler:
         if first_chain < 0:
             raise ValueError(f"first_chain must not be negative, got {first_chain}")
         self._check_proposal_class(proposal_class)
+        how_to_adapt = dict(adapt) if isinstance(adapt, Mapping) else {}
+        adapt = isinstance(adapt, Mapping) or bool(adapt)
+        unknown = set(how_to_adapt) - _ADAPT_OPTIONS
+        if unknown:
+            raise TypeError(
+                f"adapt: {sorted(unknown)[0]!r} is no option; they are {', '.join(sorted(_ADAPT_OPTIONS))}"
+            )
         if adapt and (proposal is not None or latents is not None):
             raise ValueError("adapt=True fits proposals itself; give neither proposal nor latents")
         seed = None if seed is None else _signed(seed)
@@ -244,7 +251,7 @@ class S2MSampler:
                 n_steps="auto" if length.automatic else length.n_steps,
                 **{name: getattr(length, name) for name in ("tol", "max_steps", "samples_per_chain", "thin")},
                 method=method,
-                adapt=adapt,
+                adapt=how_to_adapt if how_to_adapt else adapt,
                 seed=seed,
                 first_chain=first_chain,
                 proposal_class=proposal_class,
@@ -265,7 +272,7 @@ class S2MSampler:
                 None if path is None else AdaptationPath.from_state(path) for path in saved.parts["adaptation"]
             ]
         elif adapt:
-            paths = adaptation.adapt_where_it_pays(session, joint_classes, seed)
+            paths = adaptation.adapt_where_it_pays(session, joint_classes, seed, **how_to_adapt)
             if saved is not None:
                 saved.save("adaptation", [None if path is None else path.to_state() for path in paths])
 
@@ -374,6 +381,12 @@ def s2m_sample(
     return S2MSampler(G, clf, **of_sampler).sample(I, J, n_samples, n_steps, **options).samples
 
 
+_ADAPT_OPTIONS = frozenset(
+    name
+    for function in (adaptation.adapt, LatentMixture.fit)
+    for name, parameter in inspect.signature(function).parameters.items()
+    if parameter.default is not parameter.empty and name != "seed"
+)
 _SAMPLER_OPTIONS = frozenset(inspect.signature(S2MSampler).parameters)
 
 
@@ -414,12 +427,12 @@ def _chain_length(
 def _warn_of(result: S2MResult, length: ChainLength, n_samples: int) -> None:
     d = result.diagnostics
     if d.chains_without_support > 0:
-        _warn(
+        warn(
             f"{d.chains_without_support} of {d.n_chains} chains never met the support of {result.joint_class} in "
             f"{d.n_steps} steps and have no sample"
         )
     elif d.n_samples < n_samples:
-        _warn(
+        warn(
             f"{n_samples - d.n_samples} of {n_samples} samples of {result.joint_class} are missing: "
             + (
                 f"rejection accepted too few of {d.n_chains * d.n_steps} proposals (M = {d.max_weight_ratio:.0f})"
@@ -428,16 +441,12 @@ def _warn_of(result: S2MResult, length: ChainLength, n_samples: int) -> None:
             )
         )
     if d.burn_in >= length.max_steps and length.automatic and d.tv_bound > length.tol and not d.interrupted:
-        _warn(
+        advice = "Calibrate D_v" if result.adaptation else "Adapt the proposals (adapt=True), calibrate D_v"
+        warn(
             f"{result.joint_class}: after max_steps={length.max_steps} steps the bound on the distance to the "
-            f"target is {d.tv_bound:.2g}, not tol={length.tol:g} (M = {d.max_weight_ratio:.0f}). Adapt the "
-            "proposals (adapt=True), calibrate D_v or temper it (validity_temperature above 1), train a better "
-            "generator, or take more steps"
+            f"target is {d.tv_bound:.2g}, not tol={length.tol:g} (M = {d.max_weight_ratio:.0f}). {advice} or "
+            "temper it (validity_temperature above 1), train a better generator, or take more steps"
         )
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, SamplingWarning, stacklevel=4)
 
 
 def _common_seed(seed: int | None, processes: Processes) -> int:

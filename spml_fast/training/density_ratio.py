@@ -411,14 +411,25 @@ def _calibrate(
 
 
 def _fit_temperature(head: str, logits: Tensor, targets: Tensor) -> float:
+    """By maximum likelihood, under targets that leave room for the example of each class that was not seen.
+
+    Without that, held-out data that are told apart without an error would ask for logits without bound (Platt,
+    "Probabilistic outputs for support vector machines", 1999).
+    """
     from scipy.optimize import minimize_scalar
 
     logits = logits.double()
+    n_classes = 2 if head == "D_v" else logits.shape[1]
+    unseen = n_classes / (len(targets) + n_classes)
+
+    def objective(log_temperature: float) -> float:
+        scaled = logits / math.exp(log_temperature)
+        loss = (1 - unseen) * float(_loss(head, scaled, targets))
+        log_p = [functional.logsigmoid(z) for z in (scaled, -scaled)] if head == "D_v" else [scaled.log_softmax(1)]
+        return loss - unseen * sum(float(part.mean()) for part in log_p)
+
     bounds = (math.log(0.05), math.log(20))
-    fit = minimize_scalar(
-        lambda t: float(_loss(head, logits / math.exp(t), targets)), bounds=bounds, method="bounded"
-    )
-    return math.exp(fit.x)
+    return math.exp(minimize_scalar(objective, bounds=bounds, method="bounded").x)
 
 
 def _quality(head: str, logits: Tensor, targets: Tensor) -> tuple[float, float]:

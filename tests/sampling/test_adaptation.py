@@ -709,6 +709,17 @@ def test_bad_arguments_of_adapt(arguments, error, message):
 # --- adapt=True -----------------------------------------------------------------------------------
 
 
+def test_adapt_takes_the_options_of_the_method():
+    target = ((0, 1, 2), ())
+    options = dict(n_chains=300, max_steps=100, covariance="full", n_components=1)
+    result = six().sample(*target, 100, 20, seed=6, adapt=options)
+    (stage, *_) = result.adaptation.stages
+    assert stage.diagnostics.n_chains == 300
+    assert stage.mixture.scales.shape == (1, 6, 6)
+    with pytest.raises(TypeError, match="adapt: 'steps' is no option; they are covariance, "):
+        six().sample(*target, 100, 20, adapt=dict(steps=3))
+
+
 def test_only_badly_served_targets_are_adapted():
     thresholds = (-1.0, -1.5) + (THRESHOLD,) * 4
     targets = [((0,), ()), ((2, 3, 4, 5), ()), ((0, 1), ()), ((2, 3), (4, 5))]

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset
 
-from spml_fast.training.density_ratio import train_density_ratio
+from spml_fast.training.density_ratio import _fit_temperature, train_density_ratio
 
 # Data: two classes, N(+-1, 1) in the first coordinate, N(0, 1) in the second. Generator: N(0, s^2)
 # in both, so that every log ratio has a closed form.
@@ -371,3 +372,25 @@ def test_diverging_training_is_reported():
 
     with pytest.raises(ValueError, match="D_r gives NaN or inf on held-out data after epoch 1"):
         train(Gaussian(), *gaussians(40), D_v=mlp(1), D_r=Broken())
+
+
+def test_held_out_examples_that_are_all_told_apart_do_not_make_logits_grow():
+    x, labels = gaussians(400)
+    far = x + torch.tensor([0.0, 12.0])  # where the generator never comes
+    ratio = train(Gaussian().eval(), far, labels, D_v=mlp(1), D_r=mlp(2), epochs=30, lr=1e-2, patience=30)
+    head = ratio.report.heads["D_v"]
+    assert head.log_likelihood[1] > -0.05  # told apart, nearly or without an error
+    assert head.temperature > 0.25  # maximum likelihood alone would go down to the least that it may
+
+
+def test_the_temperature_is_that_of_maximum_likelihood_with_one_unseen_example_of_each_class():
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(500, 4, dtype=torch.float64)
+    targets = torch.distributions.Categorical(logits=logits / 2.5).sample()
+    n, k = logits.shape
+    t = torch.linspace(0.5, 5, 20_001, dtype=torch.float64)
+    log_p = torch.log_softmax(logits / t[:, None, None], 2)
+    smoothed = (n * functional.one_hot(targets, k) + 1) / (n + k)  # each row's targets sum to 1
+    best = float(t[(log_p * smoothed).sum((1, 2)).argmax()])
+    assert _fit_temperature("D_r", logits, targets) == pytest.approx(best, abs=1e-3)
+    assert best == pytest.approx(2.5, rel=0.15)
