@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import spml_fast as sf
-from spml_fast.plots import plot_samples
+from spml_fast.plots import plot_adaptation, plot_samples
 from spml_fast.training import DensityRatioClassifier
 from spml_fast.training.trunks import small_cnn
 
@@ -214,17 +214,20 @@ def run(args: argparse.Namespace) -> None:
         validity_temperature=args.validity_temperature,
     )
     target = indices(args.i, names), indices(args.j, names)
-    options = {"seed": args.seed, "progress": True}
-    mixture = None
-    if args.adapt:
-        # adapt=True of sample() does this where it pays, but only here can its budget be said.
-        try:
-            path = sampler.adapt(*target, n_chains=256, max_steps=args.adapt_steps, **options)
-            mixture = path.mixture
-            print(f"adapted to {', '.join(names[k] for k in path.order)}, by {path.proposals} proposals")
-        except ValueError as error:
-            print(f"{error}; the prior is kept")
-    result = sampler.sample(*target, args.n, args.steps, max_steps=args.max_steps, proposal=mixture, **options)
+    result = sampler.sample(
+        *target,
+        args.n,
+        args.steps,
+        method=args.method,
+        max_steps=args.max_steps,
+        adapt=args.adapt and {"n_chains": 256, "max_steps": args.adapt_steps},
+        seed=args.seed,
+        progress=True,
+    )
+    if result.adaptation:
+        order = ", ".join(names[k] for k in result.adaptation.order)
+        print(f"adapted to {order} with {result.adaptation.proposals} proposals")
+        plot_adaptation(result, args.out / "adaptation.png")
     arrays = {"samples": result.samples, "latents": result.latents, "log_weights": result.log_weights}
     arrays = {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
     np.savez(args.out / "samples.npz", **arrays)
@@ -235,10 +238,11 @@ def run(args: argparse.Namespace) -> None:
     plot_samples(rows, args.out / "samples.png")
 
     d = result.diagnostics
-    print(f"{len(result.samples)} samples after {d.burn_in} steps, {d.chains_without_support} chains without one")
+    bound = "" if d.tv_bound is None else f", TV bound {d.tv_bound:.2g}"
+    print(f"{len(result.samples)} samples after {d.n_steps} steps, {d.chains_without_support} chains without one")
     print(
         f"acceptance rate {d.acceptance_rate:.3f}, support {d.support_rate:.3f}, "
-        f"ESS per proposal {d.ess_per_proposal:.4f}, M {d.max_weight_ratio:.1f}, TV bound {d.tv_bound:.2g}"
+        f"ESS per proposal {d.ess_per_proposal:.4f}, M {d.max_weight_ratio:.1f}{bound}"
     )
     print(f"written to {args.out}/")
 
@@ -259,6 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--j", nargs="+", default=[], metavar="NAME", help="attributes that samples have not")
     parser.add_argument("-n", type=int, default=64, help="samples")
     parser.add_argument("--epochs", type=int, default=30, help="of the classifier, at most")
+    parser.add_argument("--method", default="imh", help="imh, rejection, resample or mala (default: %(default)s)")
     steps = parser.add_argument("--steps", default="auto", help="proposals per chain, or auto")
     steps.type = lambda text: text if text == "auto" else int(text)
     parser.add_argument("--max-steps", type=int, default=500, help="of --steps auto")

@@ -30,7 +30,14 @@ from spml_fast.data.digits import PROPERTIES
 from spml_fast.demo import jitter, train_generator
 from spml_fast.labels import single_positives
 from spml_fast.plots import plot_samples
-from spml_fast.sampling import AdaptationPath, JointClass, S2MResult, SamplingWarning, s2m_log_weight
+from spml_fast.sampling import (
+    AdaptationError,
+    AdaptationPath,
+    JointClass,
+    S2MResult,
+    SamplingWarning,
+    s2m_log_weight,
+)
 from spml_fast.sampling.adaptation import WELL_SERVED
 from spml_fast.training.trunks import small_cnn
 
@@ -118,7 +125,7 @@ def adaptation(sampler: sf.S2MSampler, target: JointClass, n: int, seed: int) ->
     """None where too few samples were found to fit a proposal to: the prior is kept."""
     try:
         return sampler.adapt(target.I, target.J, n_chains=n, max_steps=100, seed=seed)
-    except ValueError:
+    except AdaptationError:
         return None
 
 
@@ -152,9 +159,7 @@ def main(argv: list[str] | None = None) -> None:
         f"\nImages of different joint classes look different: the judge, cross-validated, tells {alike:.1%} apart."
     )
 
-    decay = (
-        1 - 4 / args.steps
-    )  # the average is over the last quarter of the steps, the demo's with as many as there
+    decay = 1 - 4 / args.steps  # the weights' average is over the last quarter of the steps, as in the demo
     G = train_generator(images, steps=args.steps, decay=decay, seed=args.seed, accelerator="cpu", progress=False)
     ratio = train_ratio(G, images, labels, args.epochs, args.seed)
     print(f"\n{ratio.report}\n")
