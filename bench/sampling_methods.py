@@ -10,11 +10,14 @@ the runs. ``worth`` is by how many independent samples the runs' histograms are 
 bias, dependence and missing samples all lower it. A step of Langevin chains takes a gradient, about three forward
 passes.
 
+Section "rare": eight latents, and a target where the weight of a proposal is 3e8 times the mean at most: chains
+that wait for such proposals wait in vain.
+
 Section "digits", with the folder of ``spml-fast demo``: samples a second of the seven joint classes, and the
 judge's accuracy, against plain chains of 200 steps, which serve all seven from one pool too.
 
-Rows of ``--json``: section, method, proposals (per sample), bias, noise, tv_bound, returned, worth, runs; or
-section, method, options, seconds, samples_per_second, speedup, accuracy, worst_accuracy, steps; and device,
+Rows of ``--json``: section, method, proposals (per sample), bias, noise, tv_bound, r_hat, returned, worth, runs;
+or section, method, options, seconds, samples_per_second, speedup, accuracy, worst_accuracy, steps; and device,
 device_name, threads.
 """
 
@@ -25,6 +28,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -39,12 +43,11 @@ from common import (
     warn_if_busy,
     write_json,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
 from spml_fast import S2MSampler
 from spml_fast.sampling import SamplingWarning
 
-MEAN, SCALE = (1.8, 0.0), (0.5, 0.8)
 CELLS, ASKED = 20, 1000
 PROPOSALS = (4, 8, 16, 32, 64, 200)
 LANGEVIN_STEPS = (16, 64, 200)
@@ -62,49 +65,60 @@ DIGITS = {
 Row = dict[str, str | int | float]
 
 
-class Identity(nn.Module):
-    z_dim = 2
+@dataclass(frozen=True)
+class Toy:
+    """Standard normal latents, G the identity, a target of independent normals; a clf that knows."""
 
-    def forward(self, z: Tensor) -> Tensor:
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+
+    @property
+    def z_dim(self) -> int:
+        return len(self.mean)
+
+    def __call__(self, z: Tensor) -> Tensor:
         return z
 
+    def clf(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """One class, and log target - log prior as the validity."""
+        mean, scale = (torch.tensor(values, device=x.device) for values in (self.mean, self.scale))
+        log_ratio = 0.5 * x.square() - 0.5 * ((x - mean) / scale).square() - scale.log()
+        return torch.zeros(len(x), 1, device=x.device), log_ratio.sum(1)
 
-def knowing(x: Tensor) -> tuple[Tensor, Tensor]:
-    """One class, and log target - log prior as the validity."""
-    mean, scale = (torch.tensor(values, device=x.device) for values in (MEAN, SCALE))
-    log_ratio = 0.5 * x.square() - 0.5 * ((x - mean) / scale).square() - scale.log()
-    return torch.zeros(len(x), 1, device=x.device), log_ratio.sum(1)
-
-
-def cell_shares(x: Tensor, asked: int) -> Tensor:
-    """Of samples (n, 2): the share of ``asked`` in each cell, all of which the target fills alike."""
-    u = torch.special.ndtr((x[:, 0].double() - MEAN[0]) / SCALE[0])
-    return torch.bincount((u * CELLS).long().clamp(max=CELLS - 1), minlength=CELLS).double() / asked
+    def cells(self, x: Tensor) -> Tensor:
+        """How many samples (n, D) are in each cell along the first latent, all of which the target fills alike."""
+        u = torch.special.ndtr((x[:, 0].double() - self.mean[0]) / self.scale[0])
+        return torch.bincount((u * CELLS).long().clamp(max=CELLS - 1), minlength=CELLS).double()
 
 
-def measure_error(method: str, proposals: int, runs: int, options: Options) -> Row:
-    sampler = S2MSampler(Identity(), knowing, device=options.device)
-    squares, pooled, returned, bounds = 0.0, torch.zeros(CELLS, dtype=torch.float64), 0, []
+TOYS = {"error": Toy((1.8, 0.0), (0.5, 0.8)), "rare": Toy((1.5,) * 8, (0.3,) * 8)}
+
+
+def measure_error(section: str, method: str, proposals: int, runs: int, options: Options) -> Row:
+    toy = TOYS[section]
+    sampler = S2MSampler(toy, toy.clf, device=options.device)
+    squares, pooled, returned = 0.0, torch.zeros(CELLS, dtype=torch.float64), 0
+    diagnostics = []
     for seed in range(runs):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SamplingWarning)  # too few samples are a column of the table
             result = sampler.sample(0, n_samples=ASKED, n_steps=proposals, method=method, seed=seed)
         n = len(result.samples)
-        counts = cell_shares(result.samples.cpu(), 1)
+        counts = toy.cells(result.samples.cpu())
         squares += float((counts / max(n, 1) - 1 / CELLS).square().sum())
         pooled += counts
         returned += n
-        if result.diagnostics.tv_bound is not None:
-            bounds.append(result.diagnostics.tv_bound)
+        diagnostics.append(result.diagnostics)
     independent = 1 - 1 / CELLS  # E sum (p^ - p)^2 of one independent sample
     cell = math.sqrt((1 / CELLS) * (1 - 1 / CELLS) / returned)
     return {
-        "section": "error",
+        "section": section,
         "method": method,
         "proposals": proposals,
         "bias": 0.5 * float((pooled / returned - 1 / CELLS).abs().sum()),
         "noise": 0.5 * CELLS * cell * math.sqrt(2 / math.pi),
-        "tv_bound": statistics.mean(bounds) if bounds else None,
+        "tv_bound": None if method == "mala" else statistics.mean(d.tv_bound for d in diagnostics),
+        "r_hat": statistics.mean(d.r_hat for d in diagnostics) if method == "mala" else None,
         "returned": returned / runs / ASKED,
         "worth": independent / (squares / runs) / ASKED,
         "runs": runs,
@@ -153,17 +167,28 @@ def measure_digits(folder: Path, options: Options) -> Iterator[Row]:
         }
 
 
-ERROR_HEADERS = ("method", "proposals per sample", "bias", "noise", "bound", "returned", "worth")
+ERROR_HEADERS = (
+    "target",
+    "method",
+    "proposals per sample",
+    "bias",
+    "noise",
+    "bound",
+    "R-hat",
+    "returned",
+    "worth",
+)
 
 
 def error_cells(row: Row) -> list[str]:
-    bound = "" if row["tv_bound"] is None else f"{row['tv_bound']:.2g}"
     return [
+        "normal" if row["section"] == "error" else "rare",
         row["method"],
         str(row["proposals"]),
         f"{row['bias']:.4f}",
         f"{row['noise']:.4f}",
-        bound,
+        "" if row["tv_bound"] is None else f"{row['tv_bound']:.2g}",
+        "" if row["r_hat"] is None else f"{row['r_hat']:.2f}",
         f"{row['returned']:.0%}",
         f"{row['worth']:.2f}",
     ]
@@ -200,9 +225,10 @@ def main() -> None:
     tables = []
     about = {"device": options.device.type, "device_name": device_name(options.device), "threads": options.threads}
 
-    plan = [(method, n) for method in ("imh", "rejection", "resample") for n in PROPOSALS]
-    plan += [("mala", n) for n in (LANGEVIN_STEPS[:1] if options.quick else LANGEVIN_STEPS)]
-    errors = [measure_error(method, n, runs if method != "mala" else runs // 4, options) for method, n in plan]
+    plan = [("error", method, n, runs) for method in ("imh", "rejection", "resample") for n in PROPOSALS]
+    plan += [("error", "mala", n, runs // 4) for n in (LANGEVIN_STEPS[:1] if options.quick else LANGEVIN_STEPS)]
+    plan += [("rare", method, 200, max(2, runs // 40)) for method in ("imh", "rejection", "resample", "mala")]
+    errors = [measure_error(*row, options) for row in plan]
     tables.append((ERROR_HEADERS, [error_cells(row) for row in errors]))
     print_table(*tables[-1])
     digits: list[Row] = []
