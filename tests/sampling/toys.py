@@ -198,3 +198,27 @@ class RowwiseGenerator(nn.Module):
 class RowwiseClassifier(nn.Module):
     def forward(self, x):
         return torch.stack([x[:, 0], x[:, 1], x[:, 2]], 1), x[:, 0] * 0.3 - x[:, 2].abs() * 0.2
+
+
+class LineGenerator(nn.Module):
+    """x = z on a line."""
+
+    z_dim = 1
+
+    def __init__(self, dtype=torch.float64):
+        super().__init__()
+        self.register_buffer("one", torch.ones((), dtype=dtype))
+
+    def forward(self, z):
+        return self.one * z
+
+
+class TiltClassifier(nn.Module):
+    """log w = tilt * x, up to a constant: of :class:`LineGenerator`, the joint class +0 is N(tilt, 1)."""
+
+    def __init__(self, tilt):
+        super().__init__()
+        self.tilt = tilt
+
+    def forward(self, x):
+        return torch.stack([0 * x[:, 0], 0 * x[:, 0]], 1), self.tilt * x[:, 0]
