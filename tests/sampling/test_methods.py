@@ -33,7 +33,7 @@ from spml_fast.sampling import SamplingWarning, pool
 from spml_fast.sampling.selection import RESAMPLING_BIAS, accepted, rejection_uniforms, resampled
 
 LEVEL = 1e-3
-pytestmark = pytest.mark.filterwarnings("ignore:.*the bound on the distance", "ignore:.*are missing: rejection")
+pytestmark = pytest.mark.filterwarnings("ignore:.*the bound on the distance", "ignore:.*samples of .* are missing")
 SURE = stats.norm.isf(LEVEL / 2)  # standard errors
 METHODS = ["rejection", "resample"]
 DTYPES = [torch.float32, torch.float64]
@@ -374,7 +374,7 @@ def test_a_bias_beyond_its_bound_would_be_seen(monkeypatch):
             0,
             marks=pytest.mark.xfail(
                 strict=True,
-                reason="rows come in the order of the pool, so the first ones are from its first few proposals alone",
+                reason="rows come in the order of the pool: the first is from its first few proposals",
             ),
         ),
     ],
