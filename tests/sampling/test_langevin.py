@@ -68,7 +68,7 @@ def exact_cdfs(I, J):
 
 def smallest_p(x, cdfs):
     """Of the marginals along DIRECTIONS, for as many tests."""
-    x = x.double().numpy()
+    x = x.double().cpu().numpy()
     pairs = zip(DIRECTIONS, cdfs, strict=True)
     return len(DIRECTIONS) * min(stats.kstest(x @ np.array(along), cdf).pvalue for along, cdf in pairs)
 
@@ -83,8 +83,8 @@ def gaussian(dtype=torch.float64, conditional=False, **options):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("I", "J"), [((0,), ()), ((0, 1), ()), ((0,), (2,)), ((0, 1), (2,))])
-def test_gaussian(I, J, dtype):
-    result = mala(gaussian(dtype), I, J, 10_000, 40, seed=11)
+def test_gaussian(I, J, dtype, device):
+    result = mala(gaussian(dtype, device=device), I, J, 10_000, 40, seed=11)
     assert len(result.samples) == 10_000
     assert result.samples.dtype == result.log_weights.dtype == dtype
     assert smallest_p(result.samples, exact_cdfs(I, J)) > LEVEL
@@ -468,6 +468,24 @@ def test_autocast():
     assert torch.isfinite(result.log_weights).all()
 
 
+@pytest.mark.parametrize("batch_size", [None, 64])
+def test_memory_that_does_not_suffice_for_gradients(batch_size):
+    """Batches become smaller, unless their size was given."""
+
+    class Large(RowwiseGenerator):
+        def forward(self, z):
+            if torch.is_grad_enabled() and len(z) > 10:
+                raise torch.OutOfMemoryError("no memory")
+            return super().forward(z)
+
+    sampler = rowwise(Large(), batch_size=batch_size)
+    if batch_size:
+        with pytest.raises(torch.OutOfMemoryError):
+            mala(sampler, I, J)
+    else:
+        assert_same(mala(sampler, I, J), mala(rowwise(), I, J))
+
+
 @pytest.mark.parametrize("grad", [torch.no_grad, torch.enable_grad])
 def test_whatever_the_caller_does_with_gradients(grad):
     with grad():
@@ -500,9 +518,7 @@ def test_a_generator_that_keeps_what_it_computes():
 @pytest.mark.xfail(strict=True, reason="the total is that of plain chains of one target for each pool")
 def test_progress_counts_every_proposal(capsys):
     rowwise().sample_targets([((0,), ()), ((1,), ())], 50, 20, method="mala", seed=0, progress=True)
-    last = capsys.readouterr().err.split("\r")[-1]
-    done, total = last.split("|")[-1].split()[0].split("/")
-    assert done == total
+    assert "100%" in capsys.readouterr().err
 
 
 def test_adapted_starts():

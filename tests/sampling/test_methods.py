@@ -247,14 +247,14 @@ def drawn_p(sampler, expected, method, I, J, dtype=torch.float64, **options):
     assert len(result.samples) == d.n_samples == n
     assert d.tv_bound < 1e-3
     assert method == "rejection" or d.ess_per_proposal * d.n_steps * d.n_chains > 5 * n
-    return chi_square_p(result.samples[:, 0].numpy(), expected, dtype)
+    return chi_square_p(result.samples[:, 0].cpu().numpy(), expected, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("I", "J"), JOINT_CLASSES)
 @pytest.mark.parametrize("method", METHODS)
-def test_discrete(method, I, J, dtype):
-    sampler = discrete(dtype)
+def test_discrete(method, I, J, dtype, device):
+    sampler = discrete(dtype, device=device)
     assert drawn_p(sampler, true_joint_class(I, J), method, I, J, dtype) > LEVEL
 
 
@@ -324,7 +324,7 @@ HALVES = stats.norm.ppf(np.arange(1, 8) / 8) + TILT
 """Between these, each an eighth of the target lies."""
 
 
-def bias(method, n_chains, n_steps, n_runs=700, row=None, tilt=TILT):
+def bias(method, n_chains, n_steps, n_runs=700, row=None, tilt=TILT, **options):
     """Largest error of P(x < t) over several t, and its standard error; mean tv_bound.
 
     Of a row drawn at random of each run, or of the given one. Runs average over their rows, so that all count
@@ -335,7 +335,7 @@ def bias(method, n_chains, n_steps, n_runs=700, row=None, tilt=TILT):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for seed in range(n_runs):
-            result = sampler.sample(0, (), n_chains, n_steps, method=method, seed=seed)
+            result = sampler.sample(0, (), n_chains, n_steps, method=method, seed=seed, **options)
             x = result.samples[:, 0].numpy()
             x = x if row is None else x[[row]]
             shares.append((x[:, None] < HALVES - TILT + tilt).mean(0))
@@ -363,6 +363,12 @@ def test_a_bias_beyond_its_bound_would_be_seen(monkeypatch):
     monkeypatch.setattr(pool, "resampled", lambda w, n, u: resampled(np.zeros_like(w), n, u))
     error, noise, bound = bias("resample", 64, 8)
     assert error > bound + SURE * noise
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_bias_of_automatic_runs_is_within_its_bound(method):
+    error, noise, bound = bias(method, 16, "auto", n_runs=500, tilt=1.5, tol=0.1)
+    assert error <= bound + SURE * noise
 
 
 @pytest.mark.parametrize(
@@ -760,6 +766,30 @@ def test_ctrl_c_chooses_from_what_there_is(method, n_steps, at):
     assert (d.n_steps, d.burn_in) == (at, at)
     assert d.tv_bound == expected.diagnostics.tv_bound
     assert_same(result, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "drawn",
+    [
+        False,
+        pytest.param(
+            True,
+            marks=pytest.mark.xfail(strict=True, reason="the generator has moved on to a block that was not used"),
+        ),
+    ],
+)
+def test_a_run_goes_on_after_ctrl_c(method, drawn, tmp_path):
+    options = dict(
+        method=method, seed=1, proposal=(lambda n, g: torch.randn(n, 4, generator=g)) if drawn else None
+    )
+    expected = rowwise().sample(I, J, 50, 40, **options)
+    G = Interrupted(5)
+    sampler = rowwise(G, block_steps=1, batch_size=10**6)
+    first = sampler.sample(I, J, 50, 40, checkpoint=tmp_path / "chains", **options)
+    assert first.diagnostics.interrupted
+    assert first.diagnostics.n_steps == 5
+    assert_same(sampler.sample(I, J, 50, 40, checkpoint=tmp_path / "chains", **options), expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
