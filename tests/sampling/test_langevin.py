@@ -732,6 +732,30 @@ def test_a_start_that_turns_out_to_have_no_weight():
     assert (result.samples > 1.2).all()
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        torch.bfloat16,
+        pytest.param(
+            torch.float16,
+            marks=pytest.mark.xfail(strict=True, raises=ValueError, reason="the gradient at the edge overflows"),
+        ),
+    ],
+)
+def test_logits_of_low_precision_at_the_edge_of_the_support(dtype):
+    """Where log w falls to -inf its gradient is beyond float16; any drift would do, as it is corrected for."""
+
+    class Low(Edge):
+        def forward(self, x):
+            class_logits, validity = super().forward(x)
+            return class_logits.to(dtype), validity.to(dtype)
+
+    sampler = S2MSampler(LineGenerator(torch.float32), Low(1.0, steep=1.0))
+    result = mala(sampler, 0, 1, 2000, 80, proposal=lambda n, g: torch.full((n, 1), 1 + 1e-5))
+    assert stats.kstest(result.samples[:, 0].numpy(), edge_cdf(1.0, steep=1.0)).pvalue > LEVEL
+
+
 # --- effective samples and R-hat ------------------------------------------------------------------
 
 
