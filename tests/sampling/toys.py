@@ -198,3 +198,55 @@ class RowwiseGenerator(nn.Module):
 class RowwiseClassifier(nn.Module):
     def forward(self, x):
         return torch.stack([x[:, 0], x[:, 1], x[:, 2]], 1), x[:, 0] * 0.3 - x[:, 2].abs() * 0.2
+
+
+class LineGenerator(nn.Module):
+    """x = z on a line."""
+
+    z_dim = 1
+
+    def __init__(self, dtype=torch.float64):
+        super().__init__()
+        self.register_buffer("one", torch.ones((), dtype=dtype))
+
+    def forward(self, z):
+        return self.one * z
+
+
+class TiltClassifier(nn.Module):
+    """log w = tilt * x, up to a constant: of :class:`LineGenerator`, the joint class +0 is N(tilt, 1)."""
+
+    def __init__(self, tilt):
+        super().__init__()
+        self.tilt = tilt
+
+    def forward(self, x):
+        return torch.stack([0 * x[:, 0], 0 * x[:, 0]], 1), self.tilt * x[:, 0]
+
+
+class ConditionalGaussianGenerator(GaussianGenerator):
+    """x = 2 z + an offset of the label."""
+
+    def __init__(self, dtype=torch.float64):
+        super().__init__(dtype)
+        self.register_buffer("offset", torch.tensor([[-0.5, 0.3], [0.6, 0.0], [0.0, 0.8]], dtype=dtype))
+
+    def forward(self, z, label):
+        return self.scale * z + self.offset[label]
+
+    def log_density(self, x):
+        """log p_G(x | c), (n, 3)."""
+        return -((x[:, None] - self.offset) / 2).square().sum(-1) / 2 - math.log(2 * math.pi * 4)
+
+
+class ConditionalGaussianClassifier(GaussianClassifier):
+    """With exact D_f; the weights lead to the joint classes of :class:`GaussianClassifier`."""
+
+    def __init__(self, dtype=torch.float64):
+        super().__init__(dtype)
+        self.proposals = ConditionalGaussianGenerator(dtype)
+
+    def forward(self, x):
+        joint = self.log_class_density(x) + self.share.log()
+        fake = self.proposals.log_density(x)
+        return joint, fake, joint.logsumexp(-1) - (fake.logsumexp(-1) - math.log(3))
