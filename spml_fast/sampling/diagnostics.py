@@ -37,8 +37,9 @@ class Diagnostics:
       often. ``tv_bound`` is 6 / ESS (:data:`spml_fast.sampling.selection.RESAMPLING_BIAS`), at most 1. It is of
       each sample; a set of samples cannot say more than ESS independent ones;
     * "mala": ``acceptance_rate`` and ``support_rate`` are of the Langevin steps, ``ess_per_proposal`` is that of
-      the log density along the chains after warm-up, ``r_hat`` compares the chains. Where no bound is known,
-      ``tv_bound`` is None. ``max_weight_ratio`` and ``log_mean_weight`` are of the proposals it started from.
+      the log density along the chains after warm-up (NaN where they are too short to tell), and ``r_hat`` compares
+      the chains. No bound is known, so ``tv_bound`` is None. ``max_weight_ratio`` and ``log_mean_weight`` are of
+      the proposals that it started from.
     """
 
     n_chains: int

@@ -78,14 +78,20 @@ class LangevinChains:
 
     def run(self) -> S2MResult:
         if len(self.began.latents) == 0:  # the joint class was not met: no sample, as with every other method
-            diagnostics = replace(self.began.diagnostics, method="mala", tv_bound=None)
-            return replace(self.began, diagnostics=diagnostics)
+            return self.where_it_began()
         self._restore()
         if self.point is None:
             states, chains = self.began.latents, self.began.chains
             everywhere = states[torch.arange(self.shard.n_chains, device=states.device) % len(states)]
             everywhere[chains] = states
-            self.point = self._at(self.shard.part(everywhere).flatten(1))
+            interrupted = False
+            try:
+                self.point = self._at(self.shard.part(everywhere).flatten(1))
+            except KeyboardInterrupt:
+                interrupted = True
+            (self.interrupted,) = self.shard.processes.agree(interrupted)
+            if self.interrupted:
+                return self.where_it_began()
         while self.plan.next is not None and not self.interrupted:
             self.interrupted = not self._advance(self.plan.next)
             if not self.interrupted and self.plan.arrive(0.0):
@@ -95,6 +101,19 @@ class LangevinChains:
         if not self.snapshots:  # Ctrl-C came first: where the chains are by now
             self._snapshot()
         return self._result()
+
+    def where_it_began(self) -> S2MResult:
+        """For Ctrl-C before the first step, and for joint classes that were not met."""
+        began = self.began
+        if not self.options.gather:
+            mine = self.shard.mine(began.chains)
+            names = ("samples", "latents", "log_weights", "chains")
+            began = replace(began, **{name: getattr(began, name)[mine] for name in names})
+        d = replace(
+            began.diagnostics, method="mala", tv_bound=None, interrupted=len(self.began.latents) > 0, n_samples=0
+        )
+        n_samples = min(self.options.n_samples, len(self.began.latents))
+        return replace(began.first(self.options.n_samples), diagnostics=replace(d, n_samples=n_samples))
 
     def _advance(self, to: int) -> bool:
         checkpoint = self.options.checkpoint
@@ -120,6 +139,10 @@ class LangevinChains:
             log_ratio = new.log_density() - self.point.log_density()
             for sign, ahead, mean in ((1, self.point.z, back), (-1, new.z, here)):
                 log_ratio -= sign * (ahead.double() - mean.double()).square().sum(1) / (2 * size**2)
+            # Weightless states, which rounding at the edge of a joint class may leave to start from, are left for
+            # anything; weightless proposals are never accepted.
+            log_ratio = torch.where(self.point.log_weight == -torch.inf, torch.inf, log_ratio)
+            log_ratio = torch.where(new.log_weight == -torch.inf, -torch.inf, log_ratio)
             log_uniform = _ops.philox_uniform(chains, step, self.options.seed, dtype=torch.float64).log()
             accept = log_uniform <= log_ratio
             supported = new.log_weight > -torch.inf
@@ -160,10 +183,14 @@ class LangevinChains:
         return _Point(z, torch.cat(log_weights), torch.cat(gradients))
 
     def _one_batch(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = z.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = z.clone().requires_grad_()
             _, output = self.forward.run(leaf.view(-1, *self.forward.sampler.z_shape))
             class_logits, fake, validity = output
+            if not all(torch.isfinite(part).all() for part in output if part is not None):
+                raise ValueError(
+                    f"clf returned NaN or infinite logits at Langevin step {self.done}; every logit must be finite"
+                )
             dtype = _ops.compute_dtype(class_logits.dtype)
             if self.targets is None:
                 ratio = self.forward.sampler.ratio
@@ -181,43 +208,38 @@ class LangevinChains:
                 fake_logits=None if fake is None else fake.to(dtype),
                 proposal_class=self.forward.label or 0,
             )
-            if not log_weight.requires_grad:
+            gradient = None
+            if log_weight.requires_grad:
+                (gradient,) = torch.autograd.grad(log_weight.sum(), leaf, allow_unused=True)
+            if gradient is None:
                 raise ValueError(
                     "method='mala' follows the gradient of clf(G(z)) with respect to z, but G or clf cuts it off "
                     "(detach, no_grad, argmax, numpy, ...)"
                 )
-            (gradient,) = torch.autograd.grad(log_weight.sum(), leaf)
-        log_weight = log_weight.detach()
-        inside = log_weight > -torch.inf
-        if torch.isnan(log_weight).any() or not torch.isfinite(gradient[inside]).all():
-            raise ValueError(
-                f"method='mala': the log weight of {self.target} or its gradient is NaN or infinite at step "
-                f"{self.done}"
-            )
-        return log_weight, torch.where(inside[:, None], gradient, 0.0) - z
+        # Any drift is corrected for. At the edge of a joint class the gradient grows beyond what float16 holds.
+        gradient = torch.where(torch.isfinite(gradient), gradient, 0.0)
+        return log_weight.detach(), gradient - z
 
     def _snapshot(self) -> None:
         self.snapshots.append((self.point.z, self.point.log_weight))
 
     def _result(self) -> S2MResult:
         options, shard = self.options, self.shard
-        z, log_weight = (torch.cat(parts) for parts in zip(*self.snapshots, strict=True))
-        chain = torch.arange(shard.n_chains, device=z.device).repeat(len(self.snapshots))[: options.n_samples]
-        draw = torch.arange(len(self.snapshots), device=z.device).repeat_interleave(shard.n_chains)[
-            : options.n_samples
-        ]
+        z, log_weight = (torch.stack(parts) for parts in zip(*self.snapshots, strict=True))
+        weights = shard.gather(log_weight, 1)
+        draw, chain = (part[: options.n_samples] for part in torch.nonzero(weights > -torch.inf, as_tuple=True))
         here = shard.mine(chain)
-        rows = draw[here] * shard.n + chain[here] - shard.first
-        with torch.inference_mode():
-            x = self.forward.decode(z[rows].view(-1, *self.forward.sampler.z_shape))
-        parts = [x, z[rows].view(-1, *self.forward.sampler.z_shape), log_weight[rows]]
+        rows = (draw[here], chain[here] - shard.first)
+        latents = z[rows].view(-1, *self.forward.sampler.z_shape)
+        with torch.no_grad():
+            x = self.forward.decode(latents) if len(latents) else self.began.samples[:0]
         if options.gather:
-            parts = [shard.collect(part, chain) for part in parts]
-        else:
-            chain = chain[here]
-        return S2MResult(self.target, *(part.clone() for part in parts), chain, self._diagnostics())
+            x, latents = (shard.collect(part, chain) for part in (x, latents))
+            here = torch.ones_like(here)
+        parts = (x, latents, weights[draw, chain][here], chain[here])
+        return S2MResult(self.target, *(part.clone() for part in parts), self._diagnostics(len(chain)))
 
-    def _diagnostics(self) -> Diagnostics:
+    def _diagnostics(self, n_samples: int) -> Diagnostics:
         shard = self.shard
         trace = torch.stack(self.trace) if self.trace else torch.zeros(0, shard.n)
         ess, r_hat = mixing(shard.gather(trace, 1).cpu().numpy())
@@ -230,7 +252,7 @@ class LangevinChains:
             acceptance_rate=accepted / n,
             support_rate=supported / n,
             ess_per_proposal=ess,
-            r_hat=r_hat,
+            r_hat=r_hat if math.isfinite(r_hat) else None,
             step_size=math.exp(self.log_step),
             tv_bound=None,
             chains_without_support=0,
@@ -240,7 +262,7 @@ class LangevinChains:
             seconds_in_sampler=max(0.0, timing.total - timing.generator - timing.classifier),
             burn_in=min(self.done, self.plan.burn_in),
             thin=self.plan.thin,
-            n_samples=min(self.options.n_samples, len(self.snapshots) * shard.n_chains),
+            n_samples=n_samples,
             interrupted=self.interrupted,
             method="mala",
         )

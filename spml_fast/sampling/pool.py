@@ -87,9 +87,10 @@ class Pool:
     def chooses_at_the_end(self) -> bool:
         return self.options.method in ("rejection", "resample")
 
-    def run(self) -> list[S2MResult]:
+    def run(self, *, gradients_later: bool = False) -> list[S2MResult]:
+        """``gradients_later``: tensors that G and clf keep from now on must take part in them."""
         self.started = time.perf_counter()
-        with torch.inference_mode():
+        with torch.no_grad() if gradients_later else torch.inference_mode():
             self._restore()
             self.go()
             chosen = self._choose()
@@ -129,6 +130,7 @@ class Pool:
         while self.done < to:
             steps = min(block_steps, to - self.done)
             interrupted = False
+            before = self._proposal_state()
             try:  # of G and clf alone, which take the time: the chains are never left half updated
                 latents, extra = self.proposal.block(self.done, steps)
                 x, output = self.forward.classify(latents)
@@ -138,6 +140,8 @@ class Pool:
             if interrupted:
                 if self.done == 0:
                     raise KeyboardInterrupt
+                if before is not None:
+                    self.proposal.set_state(before)
                 return False
             self._accept(output, extra, steps)
             self._keep(latents, x, steps)
@@ -269,15 +273,19 @@ class Pool:
                 mask = accepted(weights[t], uniforms, float(weights[t].max()))
                 index = torch.nonzero(mask.reshape(-1))[:n_samples, 0]
             else:
-                # One uniform moves all teeth of the comb: the one after those of the accept steps.
-                after = torch.full((1,), self.done, device=device)
-                uniform = float(_ops.philox_uniform(chains[:1], after, self.options.seed, dtype=torch.float64))
-                picked = resampled(weights[t].reshape(-1).cpu().numpy(), n_samples, uniform)
-                index = torch.from_numpy(picked).to(device)
+                # The uniforms after those of the accept steps: one moves all teeth of the comb, the others shuffle
+                # what it picks in the order of the proposals, or the first samples would be of the first of them.
+                tooth, *_ = self._uniforms(chains[:1], self.done)
+                picked = torch.from_numpy(resampled(weights[t].reshape(-1).cpu().numpy(), n_samples, float(tooth)))
+                order = torch.argsort(self._uniforms(chains[: len(picked)], self.done + 1), stable=True)
+                index = picked.to(device)[order]
             rows.append((torch.full_like(index, t), index, weights[t].reshape(-1)[index]))
         target, index, log_weight = (torch.cat(parts) for parts in zip(*rows, strict=True))
         step = torch.div(index, n_chains, rounding_mode="floor")
         return Chosen(target, index % n_chains, step, log_weight, torch.zeros_like(target))
+
+    def _uniforms(self, chains: Tensor, step: int) -> Tensor:
+        return _ops.philox_uniform(chains, torch.full_like(chains, step), self.options.seed, dtype=torch.float64)
 
     def _decode(self, chosen: Chosen) -> tuple[Tensor, Tensor]:
         """Latents and samples of what was chosen; what several rows share is decoded once."""
@@ -340,9 +348,13 @@ class Pool:
             ],
             "log_weights": [gather(torch.cat(self.log_weights, 1), 2)] if self.log_weights else [],
             "offered": {name: gather(torch.cat(blocks), 1) for name, blocks in self.offered.items()},
-            "generator": self.proposal.state() if self.proposal.recall is None else None,
+            "generator": self._proposal_state(),
         }
         self.options.checkpoint.save(self.name, state)
+
+    def _proposal_state(self) -> Tensor | None:
+        """Of proposals that the user draws; the others know theirs from the number of the step."""
+        return self.proposal.state() if self.proposal.recall is None else None
 
     def _restore(self) -> None:
         checkpoint = self.options.checkpoint

@@ -85,11 +85,14 @@ class DrawnProposal:
         seed: int,
         device: torch.device | str,
         here: slice = slice(None),
+        weighted: bool = False,
     ):
+        """``weighted``: latents without log weights are an error."""
         self.draw = draw
         self.n_chains = n_chains
         self.device = torch.device(device)
         self.here = here
+        self.weighted = weighted
         self.generator = torch.Generator(self.device).manual_seed(seed)
 
     def block(self, first_step: int, n_steps: int) -> tuple[Tensor, Tensor | None]:
@@ -117,6 +120,11 @@ class DrawnProposal:
             raise ValueError(
                 f"{where} must return latents (n, *z_shape), or a pair of latents and log weights (n,); "
                 f"got {_describe(drawn)}"
+            )
+        if extra is None and self.weighted:
+            raise ValueError(
+                f"{where} returned no log weights: Langevin chains need log p_z(z) - log p~_z(z), p_z being a "
+                "standard normal: zeros where latents are drawn from that"
             )
         if extra is not None and (not isinstance(extra, Tensor) or extra.shape != (self.n_chains,)):
             raise ValueError(f"{where}: log weights must have shape ({self.n_chains},), got {_describe(extra)}")

@@ -61,8 +61,9 @@ class S2MSampler:
         stochastic: G draws noise of its own, so a latent does not determine x: keep samples as the chains run
             instead of decoding the winners' latents at the end.
 
-    Results depend on (seed, chain, step) alone: not on batch_size, block_steps, threads, or the number of other
-    chains, provided that G and clf compute each row alike however rows are batched. Convolutions and matrix
+    Results depend on (seed, chain, step) alone: not on batch_size, block_steps, threads, processes, or the number
+    of other chains (but where a length, a bound or a step size is found over all of them), provided that G and clf
+    compute each row alike however rows are batched. Convolutions and matrix
     products round a little differently from one batch size to the next; with them, chains agree but for rare
     proposals whose accept decision falls within that rounding.
 
@@ -126,7 +127,7 @@ class S2MSampler:
         I: Indices,
         J: Indices = (),
         n_samples: int | None = None,
-        n_steps: int | None = None,
+        n_steps: int | str | None = None,
         **options,
     ) -> S2MResult:
         """One joint class; arguments as in :meth:`sample_targets`."""
@@ -176,6 +177,9 @@ class S2MSampler:
                 probability proportional to w, some more than once. ``diagnostics.tv_bound`` is their bias. "mala":
                 chains that follow the gradient of log w through G and clf, for joint classes that proposals do not
                 reach; they start from 16 steps of "imh", and the first half of ``n_steps`` tunes their step size.
+                "rejection" and "resample" keep the weights of all proposals, and for a stochastic G all that it
+                makes. Bounds and lengths are those of the weights that were met: where heavier ones exist that no
+                proposal came upon, every method is further off than it can tell.
             tol, max_steps: of n_steps="auto".
             samples_per_chain: samples that each chain gives, ``thin`` steps apart. As many fewer chains run.
             thin: as many steps as the bound asks for, for "auto", otherwise n_steps, unless given. Fewer leave
@@ -184,11 +188,12 @@ class S2MSampler:
                 steps finds which those are. The path is ``result.adaptation``. A dict holds options of
                 :meth:`adapt`: ``dict(max_steps=200, covariance="full")``.
             seed: 64-bit integer; drawn from torch's global generator unless given.
-            first_chain: number of the first chain. Chain c of a run equals chain c of any other with this seed.
+            first_chain: number of the first chain. Chain c of a run equals chain c of any other with this seed, of
+                method "imh" and a fixed number of steps; what is decided over all chains depends on all of them.
             proposal_class: label of class-conditional proposals; I[0] of each target unless given.
             proposal: in place of the standard normal prior, a :class:`LatentMixture`; or ``draw(n, generator) ->
                 latents (n, *z_shape)`` or ``(latents, log weights (n,))``, called once a step with n chains, the
-                log weights being log p_z(z) - log p~_z(z).
+                log weights being log p_z(z) - log p~_z(z). "mala" needs them, and p_z is the standard normal.
             latents: (n_steps, n_samples, *z_shape) proposals drawn elsewhere; they fix n_steps and n_samples.
             distributed: under ``torchrun``, or in an initialised process group, share the chains out: all
                 processes make this call alike, and each returns the samples of its own chains, bit for bit what
@@ -430,6 +435,12 @@ def _warn_of(result: S2MResult, length: ChainLength, n_samples: int) -> None:
         warn(
             f"{d.chains_without_support} of {d.n_chains} chains never met the support of {result.joint_class} in "
             f"{d.n_steps} steps and have no sample"
+        )
+    elif d.method == "resample" and d.ess_per_proposal * d.n_chains * d.n_steps < n_samples and length.automatic:
+        warn(
+            f"{n_samples} samples of {result.joint_class} were resampled from proposals that are worth "
+            f"{d.ess_per_proposal * d.n_chains * d.n_steps:.0f} independent ones; take more steps (max_steps="
+            f"{length.max_steps} was the budget)"
         )
     elif d.n_samples < n_samples:
         warn(

@@ -103,10 +103,12 @@ class Session:
         start = Pool(
             replace(run, method="imh", length=ChainLength(START_STEPS), n_samples=n_chains, gather=True), *of_pool
         )
-        began = start.run()
-        if start.interrupted:
-            raise KeyboardInterrupt
-        return [LangevinChains(run, start, states).run() for states in began]
+        results, interrupted = [], False
+        for states in start.run(gradients_later=True):
+            chains = LangevinChains(run, start, states)
+            results.append(chains.where_it_began() if interrupted or start.interrupted else chains.run())
+            interrupted = interrupted or chains.interrupted
+        return results
 
     def _proposal(
         self, run: RunOptions, given: LatentMixture | DrawLatents | None, latents: Tensor | None
@@ -116,7 +118,9 @@ class Session:
             return GivenLatents(shard.part(latents, 1))
         if given is not None and not isinstance(given, LatentMixture):
             here = slice(shard.first, shard.first + shard.n)
-            return DrawnProposal(given, shard.n_chains, run.seed, sampler.device, here)
+            return DrawnProposal(
+                given, shard.n_chains, run.seed, sampler.device, here, weighted=run.method == "mala"
+            )
         arguments = (
             sampler.z_shape,
             shard.n,

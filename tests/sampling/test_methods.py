@@ -378,10 +378,6 @@ def test_the_bias_of_automatic_runs_is_within_its_bound(method):
         pytest.param(
             "resample",
             0,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="rows come in the order of the pool: the first is from its first few proposals",
-            ),
         ),
     ],
 )
@@ -502,18 +498,11 @@ def test_a_budget_that_ends_first_is_said(method):
     assert d.tv_bound > 0.001
 
 
-@pytest.mark.xfail(strict=True, reason="only tv_bound is looked at, which 600 effective samples bring to 0.01")
 def test_too_few_effective_samples_at_the_end_of_the_budget_are_said():
-    with pytest.warns(SamplingWarning):
+    with pytest.warns(SamplingWarning, match=r"worth 2\d\d\d independent ones"):
         d = rowwise().sample(I, J, 5000, method="resample", max_steps=4, seed=0).diagnostics
-    assert d.ess_per_proposal * d.n_steps * d.n_chains < 5000
-
-
-def test_too_few_effective_samples_would_be_fewer_than_asked_for():
-    """What the test above is about: it does happen."""
-    d = rowwise().sample(I, J, 5000, method="resample", max_steps=4, seed=0).diagnostics
     assert d.n_steps == 4
-    assert d.tv_bound <= 0.01
+    assert d.tv_bound <= 0.01  # a sample by itself is good
     assert d.ess_per_proposal * d.n_steps * d.n_chains < 3000
 
 
@@ -536,11 +525,9 @@ def test_rejection_says_how_many_are_missing(n_steps):
         lambda s, **o: s.sample_targets([(I, J)], **o),
         pytest.param(
             lambda s, **o: s.sample(I, J, **o),
-            marks=pytest.mark.xfail(strict=True, reason="the stack level is that of sample_targets"),
         ),
         pytest.param(
             lambda s, **o: s2m_sample(s.G, s.clf, I, J, **o),
-            marks=pytest.mark.xfail(strict=True, reason="the stack level is that of sample_targets"),
         ),
     ],
 )
@@ -775,7 +762,6 @@ def test_ctrl_c_chooses_from_what_there_is(method, n_steps, at):
         False,
         pytest.param(
             True,
-            marks=pytest.mark.xfail(strict=True, reason="the generator has moved on to a block that was not used"),
         ),
     ],
 )
