@@ -132,7 +132,7 @@ class Case:
         """As plain values. ``hook`` is called before every call of G."""
         sampler = self.make()
         if hook is not None:
-            sampler.G.register_forward_pre_hook(lambda *_: hook() and None)
+            before(sampler.G, hook)
         call = {"seed": 5, "n_samples": None if "latents" in self.call else 101} | self.call | options
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SamplingWarning)
@@ -151,7 +151,7 @@ CASES = {
     "adapt": Case(dict(adapt=True, n_steps=20), rare, [((0, 1, 2), ()), ((0,), ())]),
     "adapt, resample": Case(dict(adapt=True, method="resample", n_samples=30), rare, [((0, 1, 2), ())]),
     "adapt, mala": Case(dict(adapt=True, method="mala", n_steps=6, n_samples=40), rare, [((0, 1, 2), ())]),
-    "draw, mala": Case(dict(method="mala", proposal=draw, n_steps=6)),
+    "draw, mala": Case(dict(method="mala", proposal=draw, n_steps=6, n_samples=40)),
     "several pools": Case(dict(n_steps=33), conditional, [((0,), (1,)), ((1, 2), ()), ((0, 2), ()), ((2,), ())]),
     "several pools, mala": Case(
         dict(method="mala", n_steps=6, n_samples=11), gaussian, [((0,), (1,)), ((1,), ()), ((2,), (0, 1))]
@@ -205,6 +205,15 @@ NOTHING = {
 SHARED = CASES | FEW | NOTHING
 CONVOLUTIONAL = Case(dict(n_steps=40, n_samples=203), convolutional, [((0,), (1,)), ((1, 2), ())])
 """Its rows may differ within rounding from one batch to another."""
+
+
+def before(model, hook):
+    """Calls it before every call of the model, which gets what it was called with."""
+
+    def called(*_):
+        hook()
+
+    model.register_forward_pre_hook(called)
 
 
 def plain(result):
@@ -474,7 +483,7 @@ def broken_hook(folder, act, at, rank=1):
 def long_run(folder, act):
     """Under torchrun: half a minute and more if nothing ends it."""
     hook = broken_hook(folder, act, 20)
-    CASES["imh"].run(lambda: time.sleep(0.02) or (hook and hook()), n_steps=10_000)
+    CASES["imh"].run(lambda: (time.sleep(0.02), hook and hook()), n_steps=10_000)
 
 
 def lose(folder, what, lost):
@@ -565,6 +574,58 @@ def group_of_one(folder):
     as_torchrun(0, 1, free_port())
     dist.init_process_group("gloo")
     torch.save(CASES["imh"].run(), folder / "one0.pt")
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _half(replace, part):
+    os.truncate(part, os.path.getsize(part) // 2)
+    die()
+
+
+def _named(replace, part):
+    replace()
+    die()
+
+
+AT_FILE = {"half of the part": _half, "part without a name": lambda *_: die(), "file with its name": _named}
+
+
+def at_write(path, n, act, patch=setattr):
+    """At the n-th time that ``path`` gets its name: ``act(the call, the part)``."""
+    real, calls = os.replace, itertools.count(1)
+
+    def replace(part, target, **options):
+        if os.fspath(target) == os.fspath(path) and next(calls) == n:
+            act(functools.partial(real, part, target), part)
+        return real(part, target, **options)
+
+    patch(os, "replace", replace)
+
+
+def slowly(hook=None):
+    time.sleep(0.02)
+    if hook is not None:
+        hook()
+
+
+def checkpointed(path, name, moment=None, n=0, pace=None, lost=0, **options):
+    """A case with a checkpoint, in children of which process ``lost`` may kill itself; they save what came out."""
+    hook = None
+    if moment is not None and rank_here() == lost:
+        if moment == "G":
+            hook = at_call(n, die)
+        else:
+            at_write(path, n, AT_FILE[moment])
+    if pace == "slow":
+        hook = functools.partial(slowly, hook)
+    options = {"checkpoint_every": 0.0} | options
+    torch.save(CASES[name].run(hook, checkpoint=path, **options), f"{path}.{rank_here()}")
 
 
 if __name__ == "__main__":
