@@ -10,6 +10,7 @@ import itertools
 import math
 import multiprocessing
 import os
+import pathlib
 import signal
 import socket
 import sys
@@ -570,6 +571,21 @@ def in_a_group(folder):
     torch.save(found, folder / f"group{rank}.pt")
 
 
+def leave_groups(folder):
+    """gloo's threads after a group of the caller's that did not sample, and after one that did."""
+    del os.environ["TORCHELASTIC_RUN_ID"]
+    threads = []
+    tasks = pathlib.Path("/proc/self/task")
+    for use in (lambda: dist.all_reduce(torch.ones(2)), CASES["imh"].run):
+        os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+        dist.init_process_group("gloo")
+        use()
+        dist.barrier()
+        dist.destroy_process_group()
+        threads.append(sum("gloo" in (task / "comm").read_text() for task in tasks.iterdir()))
+    torch.save(threads, folder / f"threads{rank_here()}.pt")
+
+
 def group_of_one(folder):
     as_torchrun(0, 1, free_port())
     dist.init_process_group("gloo")
@@ -629,7 +645,5 @@ def checkpointed(path, name, moment=None, n=0, pace=None, lost=0, **options):
 
 
 if __name__ == "__main__":
-    from pathlib import Path
-
     torch.set_num_threads(1)
-    globals()[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
+    globals()[sys.argv[1]](pathlib.Path(sys.argv[2]), *sys.argv[3:])

@@ -580,7 +580,7 @@ def test_a_damaged_file_is_refused_by_name(path, damage):
     again(path, "imh")
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=rf"{path} is not a checkpoint"):
+    with pytest.raises(ValueError, match=f"{path} is not a checkpoint"):
         CASES["imh"].run(nothing_sampled, checkpoint=path)
     assert path.read_bytes() == before
 
@@ -606,7 +606,7 @@ def test_a_file_of_something_else_is_refused_by_name(path, state):
 
 
 def test_where_nothing_can_be_written_is_said_first(tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no folder .*missing"):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*missing"):
         CASES["imh"].run(nothing_sampled, checkpoint=tmp_path / "missing" / "file")
     with pytest.raises(ValueError, match="irectory"):
         CASES["imh"].run(nothing_sampled, checkpoint=tmp_path)
