@@ -232,14 +232,12 @@ def test_calls_that_would_part_the_processes(name, named, apart):
 @pytest.mark.parametrize("n", [2, 3])
 def test_a_process_that_does_not_come_is_named(everything, n):
     *others, last = saved(everything[n], "absent", n)
-    for (kind, message), seconds in others:
+    for kind, message in others:
         assert kind == "LostProcessError"
         assert "not all processes came" in message
         assert "distributed=False" in message
-        assert seconds < 4  # or it ended because the absent one did
-    assert last[0] is None
-    (_, message), _ = others[0]
-    assert f"Ranks {n - 1} failed" in message
+    assert last is None
+    assert f"Ranks {n - 1} failed to pass monitoredBarrier in 1000 ms" in others[0][1]
 
 
 @pytest.mark.xfail(strict=True, reason="init_process_group waits for all processes, for half an hour")
