@@ -43,7 +43,9 @@ from toys import RowwiseClassifier, RowwiseGenerator
 from spml_fast import S2MSampler, s2m_sample
 from spml_fast.sampling import checkpoint as module
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*never met the support", "ignore:.*the bound on the distance")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*never met the support", "ignore:.*the bound on the distance", "ignore:.*are missing"
+)
 KILLED = -signal.SIGKILL
 
 

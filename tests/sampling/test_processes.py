@@ -16,9 +16,12 @@ from several import CASES, CONVOLUTIONAL, DIFFERENT, ROWS, SHARED, Children, chi
 from spml_fast import S2MSampler, s2m_sample
 from spml_fast.sampling import processes
 
-pytestmark = pytest.mark.skipif(
-    not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed with gloo"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed with gloo"
+    ),
+    pytest.mark.filterwarnings("ignore:.*never met the support"),
+]
 NOT_LONG_ENOUGH = pytest.mark.xfail(
     strict=True, reason="SeveralProcesses.gather cannot view rows of no elements: a trace of no steps"
 )
