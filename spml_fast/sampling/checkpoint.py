@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,32 @@ VERSION = 1
 
 
 def describe(value: object) -> Any:
-    """A plain value that tells one argument from another: for models and tensors, their bytes added up."""
+    """A plain value that tells one argument from another: for models and tensors, a hash of their bytes."""
     if isinstance(value, nn.Module):
-        return f"{type(value).__name__} {sum(map(_byte_sum, value.state_dict().values()))}"
+        return f"{type(value).__name__} {_hash(value.state_dict())}"
     if isinstance(value, LatentMixture):
-        return f"mixture {sum(map(_byte_sum, (value.weights, value.means, value.scales)))}"
+        return f"mixture {value.prior_share} {_hash(dict(w=value.weights, m=value.means, s=value.scales))}"
     if isinstance(value, (Tensor, np.ndarray)):
-        return f"{tuple(value.shape)} {_byte_sum(torch.as_tensor(value))}"
+        return f"{tuple(value.shape)} {_hash({'': torch.as_tensor(value)})}"
+    if isinstance(value, np.generic):
+        return value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
+    if isinstance(value, Mapping):
+        return {str(name): describe(item) for name, item in value.items()}
     if isinstance(value, Sequence):
         return [describe(item) for item in value]
     return f"{type(value).__name__} {getattr(value, '__qualname__', '')}".strip()
 
 
-def _byte_sum(tensor: object) -> int:
-    if not isinstance(tensor, Tensor) or tensor.numel() == 0:
-        return 0
-    return int(tensor.detach().contiguous().view(-1).view(torch.uint8).sum(dtype=torch.int64))
+def _hash(tensors: Mapping[str, object]) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors.items():
+        found.update(name.encode())
+        if isinstance(tensor, Tensor):
+            found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 class Checkpoint:
@@ -67,7 +76,11 @@ class Checkpoint:
                 raise FileNotFoundError(f"checkpoint={str(self.path)!r}: there is no folder {self.path.parent}")
             return None
         saved = load_state(self.path)
-        if saved.get("s2m_sampling") != VERSION:
+        if (
+            not isinstance(saved, dict)
+            or not {"call", "parts"} <= set(saved)
+            or saved.get("s2m_sampling") != VERSION
+        ):
             raise ValueError(f"{self.path} is not a checkpoint of S2M sampling, or one of another version")
         for name, value in call.items():
             before = saved["call"].get(name)

@@ -50,7 +50,7 @@ class Forward:
                     raise
                 self.batch_size = max(1, z.shape[0] // 2)
                 continue
-            self._choose_batch_size(x)
+            self.choose_batch_size(x)
             if self.sampler.stochastic:
                 samples.append(x)
             outputs.append(output)
@@ -99,7 +99,8 @@ class Forward:
             raise ValueError(f"G must return x of shape ({z.shape[0]}, ...), got {got}")
         return x
 
-    def _choose_batch_size(self, x: Tensor) -> None:
+    def choose_batch_size(self, x: Tensor) -> None:
+        """From the first samples that are seen, if the sampler was not given one."""
         if self.batch_size is None:
             elements = BATCH_ELEMENTS.get(x.device.type, BATCH_ELEMENTS["cuda"])
             per_batch = 2 ** int(math.log2(max(1, elements // max(1, x[0].numel()))))

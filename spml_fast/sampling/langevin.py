@@ -185,7 +185,8 @@ class LangevinChains:
     def _one_batch(self, z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.enable_grad():
             leaf = z.clone().requires_grad_()
-            _, output = self.forward.run(leaf.view(-1, *self.forward.sampler.z_shape))
+            x, output = self.forward.run(leaf.view(-1, *self.forward.sampler.z_shape))
+            self.forward.choose_batch_size(x)
             class_logits, fake, validity = output
             if not all(torch.isfinite(part).all() for part in output if part is not None):
                 raise ValueError(

@@ -18,12 +18,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .._processes import world_size
+from .._processes import rank, world_size
 
 T = TypeVar("T")
 
 ROLL_CALL = timedelta(minutes=5)
 """How long a process waits for the others to come to the same call; they may still be loading their models."""
+
+BLOCK = timedelta(minutes=30)
+"""How long it waits for them after a block of proposals."""
 
 
 class LostProcessError(RuntimeError):
@@ -63,7 +66,8 @@ class SeveralProcesses(Processes):
 
     @property
     def group(self) -> dist.ProcessGroup:
-        return _gloo_group()
+        """Looked up, not kept: a group that somebody holds outlives its end, and its threads the interpreter."""
+        return _groups.get(dist.group.WORLD.group_name, dist.group.WORLD)
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -98,21 +102,17 @@ class SeveralProcesses(Processes):
         try:
             dist.monitored_barrier(self.group, ROLL_CALL, wait_all_ranks=True)
         except RuntimeError as error:
-            raise LostProcessError(
-                f"S2M sampling in process {self.rank} of {self.size}: not all processes came ({error}). Under "
-                "torchrun they share the chains, so all must make the same calls; distributed=False lets one "
-                "process sample alone"
-            ) from error
+            raise LostProcessError(_absent(self.rank, self.size, error)) from error
         calls: list[Any] = [None] * self.size
         with self._together():
             dist.all_gather_object(calls, call, self.group)
-        for rank, other in enumerate(calls):
-            different = [name for name in call if name != "seed" and other.get(name) != calls[0].get(name)]
+        for number, other in enumerate(calls):
+            different = [name for name in calls[0] | other if other.get(name) != calls[0].get(name)]
             if different:
                 name = different[0]
                 raise ValueError(
                     f"processes that share the chains of a run must make the same call: {name} is "
-                    f"{other.get(name)!r} in process {rank}, {calls[0].get(name)!r} in process 0 "
+                    f"{other.get(name)!r} in process {number}, {calls[0].get(name)!r} in process 0 "
                     "(distributed=False lets each sample alone)"
                 )
         return calls[0]
@@ -121,6 +121,8 @@ class SeveralProcesses(Processes):
         shape = part.shape[1:]
         mine = part[: counts[self.rank]].contiguous().cpu()
         row_bytes = math.prod(shape) * part.element_size()
+        if row_bytes == 0:
+            return part.new_empty(sum(counts), *shape)
         padded = torch.zeros(max(counts), row_bytes, dtype=torch.uint8)
         padded[: len(mine)] = mine.reshape(-1).view(torch.uint8).view(len(mine), row_bytes)
         parts = [torch.empty_like(padded) for _ in counts]
@@ -174,8 +176,8 @@ class Shard:
         return torch.empty_like(gathered).index_copy_(0, order.to(gathered.device), gathered)
 
 
-_groups: dict[dist.ProcessGroup, dist.ProcessGroup] = {}
-"""The gloo group beside the default one. Nothing else keeps it, so that :func:`_close` ends its threads."""
+_groups: dict[str, dist.ProcessGroup] = {}
+"""A gloo group of our own beside the default group, by the name of that one."""
 
 
 def processes_of(distributed: bool) -> Processes:
@@ -185,20 +187,25 @@ def processes_of(distributed: bool) -> Processes:
     if not dist.is_initialized():
         if not dist.is_torchelastic_launched() or world_size() == 1:
             return Processes()
-        dist.init_process_group("gloo")
+        try:
+            dist.init_process_group("gloo", timeout=ROLL_CALL)
+        except RuntimeError as error:
+            raise LostProcessError(_absent(rank(), world_size(), error)) from error
         atexit.register(_close)
+        _own_group()
     if dist.get_world_size() == 1:
         return Processes()
-    _gloo_group()  # made by all processes together
+    if dist.get_backend() != "gloo":
+        _own_group()  # made by all processes together
     return SeveralProcesses()
 
 
-def _gloo_group() -> dist.ProcessGroup:
-    world = dist.group.WORLD
-    if world not in _groups:
-        _groups.clear()
-        _groups[world] = world if dist.get_backend(world) == "gloo" else dist.new_group(backend="gloo")
-    return _groups[world]
+def _own_group() -> dist.ProcessGroup:
+    name = dist.group.WORLD.group_name
+    if name not in _groups:
+        atexit.register(_groups.clear)
+        _groups[name] = dist.new_group(backend="gloo", timeout=BLOCK)
+    return _groups[name]
 
 
 def _close() -> None:
@@ -206,3 +213,10 @@ def _close() -> None:
     _groups.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _absent(rank: int, size: int, error: Exception) -> str:
+    return (
+        f"S2M sampling in process {rank} of {size}: not all processes came ({error}). Under torchrun they share "
+        "the chains, so all must make the same calls; distributed=False lets one process sample alone"
+    )

@@ -9,6 +9,7 @@ accepted proposal is decoded.
 from __future__ import annotations
 
 import inspect
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,7 @@ class S2MSampler:
         if method == "mala" and self.stochastic:
             raise ValueError("method='mala' follows gradients through G, which must not draw noise of its own")
         n_chains = -(-n_samples // samples_per_chain)
+        first_chain = operator.index(first_chain)
         if first_chain < 0:
             raise ValueError(f"first_chain must not be negative, got {first_chain}")
         self._check_proposal_class(proposal_class)
@@ -260,10 +262,12 @@ class S2MSampler:
                 seed=seed,
                 first_chain=first_chain,
                 proposal_class=proposal_class,
-                proposal=describe(proposal),
-                latents=describe(latents),
+                proposal=proposal,
+                latents=latents,
             )
-        processes.same({**call, "gather": gather, "checkpoint": checkpoint is not None})
+        processes.same(
+            {**call, "gather": gather, "checkpoint": checkpoint is not None, "block_steps": self.block_steps}
+        )
         seed = _common_seed(seed, processes)
         saved = None
         if checkpoint is not None:
@@ -330,17 +334,16 @@ class S2MSampler:
         processes = processes_of(distributed)
         if processes.size > 1:
             given = dict(target=str(target), order=order, n_chains=n_chains, max_steps=max_steps, seed=seed, **fit)
-            processes.same(self._describe(proposal_class=proposal_class, **given))
+            processes.same(self._describe(proposal_class=proposal_class, block_steps=self.block_steps, **given))
         seed = _common_seed(seed, processes)
         session = Session(self, processes, proposal_class, progress and processes.rank == 0)
         return adaptation.adapt(session, target, seed, order, n_chains, max_steps, **fit)
 
     def _describe(self, **call: Any) -> dict[str, Any]:
         """What must be the same in all processes, and in a run that goes on from a checkpoint, in plain values."""
-        mine = dict(G=describe(self.G), clf=describe(self.clf), z_shape=self.z_shape, dtype=str(self.dtype))
-        ratio = {name: describe(value) for name, value in self.ratio.items()}
-        models = dict(conditional=self.conditional, stochastic=self.stochastic, autocast=str(self.autocast_dtype))
-        return {**mine, **ratio, **models, **call}
+        models = dict(G=self.G, clf=self.clf, z_shape=self.z_shape, conditional=self.conditional)
+        how = dict(stochastic=self.stochastic, dtype=str(self.dtype), autocast=str(self.autocast_dtype))
+        return {name: describe(value) for name, value in {**models, **how, **self.ratio, **call}.items()}
 
     def _check_proposal_class(self, proposal_class: int | None) -> None:
         if proposal_class is not None and not self.conditional:
@@ -420,10 +423,10 @@ def _chain_length(
         raise ValueError(
             f"samples of method={method!r} do not belong to chains: {samples_per_chain=}, {thin=} cannot be"
         )
-    for name, value in (("max_steps", max_steps), ("samples_per_chain", samples_per_chain), ("thin", thin)):
-        if value is not None:
-            _check_count(value, name, limit=2**31 - 1)
-    length = ChainLength(None if n_steps == "auto" else n_steps, tol, max_steps, samples_per_chain, thin)
+    counts = {"max_steps": max_steps, "samples_per_chain": samples_per_chain, "thin": thin}
+    for name, value in counts.items():
+        counts[name] = None if value is None else _check_count(value, name, limit=2**31 - 1)
+    length = ChainLength(None if n_steps == "auto" else n_steps, float(tol), **counts)
     if length.expected_steps > 2**31 - 1:
         raise ValueError(f"the chains would take {length.expected_steps} steps, more than 2^31 - 1")
     return length

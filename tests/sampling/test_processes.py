@@ -22,9 +22,6 @@ pytestmark = [
     ),
     pytest.mark.filterwarnings("ignore:.*never met the support"),
 ]
-NOT_LONG_ENOUGH = pytest.mark.xfail(
-    strict=True, reason="SeveralProcesses.gather cannot view rows of no elements: a trace of no steps"
-)
 SOON = 30
 """Seconds within which a job whose process is lost must end."""
 
@@ -106,13 +103,12 @@ def test_cases_cover_what_they_say():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("mala, one step", marks=NOT_LONG_ENOUGH),
+        pytest.param("mala, one step"),
         "no empty batch, imh",
         "no empty batch, rejection",
         "no empty batch, resample",
         pytest.param(
             "no empty batch, mala",
-            marks=pytest.mark.xfail(strict=True, reason="a process without samples of its own decodes no latents"),
         ),
     ],
 )
@@ -168,12 +164,10 @@ def test_other_arguments_are_refused_by_name_in_every_process(name, everything):
         assert "distributed=False" in message
 
 
-@pytest.mark.xfail(strict=True, reason="describe() leaves a mixture's share of the prior out")
 def test_another_share_of_the_prior_is_refused(everything):
     _undescribed(everything, "proposal")
 
 
-@pytest.mark.xfail(strict=True, reason="describe() adds bytes up, whatever their order")
 @pytest.mark.parametrize("name", ["G", "latents"])
 def test_numbers_in_another_order_are_refused(everything, name):
     _undescribed(everything, name)
@@ -210,14 +204,10 @@ def apart(tmp_path_factory):
         pytest.param(
             "block_steps",
             "block_steps",
-            marks=pytest.mark.xfail(
-                strict=True, reason="it is not compared, but decides how often processes meet"
-            ),
         ),
         pytest.param(
             "one more keyword",
             "max_components",
-            marks=pytest.mark.xfail(strict=True, reason="only names of the process's own call are compared"),
         ),
     ],
 )
@@ -243,7 +233,6 @@ def test_a_process_that_does_not_come_is_named(everything, n):
     assert f"Ranks {n - 1} failed to pass monitoredBarrier in 1000 ms" in others[0][1]
 
 
-@pytest.mark.xfail(strict=True, reason="init_process_group waits for all processes, for half an hour")
 def test_a_process_that_does_not_come_to_the_first_call(apart):
     """There is no process group yet, whose making all processes are needed for."""
     folder, statuses = apart["absent"]
@@ -306,7 +295,7 @@ def test_an_exception_in_one_process_reaches_the_others(tmp_path):
         ("rejection", 4),
         ("several samples per chain", 6),
         ("stochastic", 4),
-        pytest.param("mala", 12, marks=NOT_LONG_ENOUGH),
+        pytest.param("mala", 12),
         ("mala", 24),
     ],
 )
@@ -346,7 +335,6 @@ def test_a_group_that_is_there_is_used_and_left(tmp_path):
     assert found[1]["seconds alone"] < 2  # the other one slept longer
 
 
-@pytest.mark.xfail(strict=True, reason="a table of groups keeps the caller's group after its end")
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_a_group_that_its_owner_ends_is_gone(tmp_path):
     """With its threads: one that still lets go of a tensor while Python shuts down aborts the process."""
