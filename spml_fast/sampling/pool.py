@@ -92,7 +92,7 @@ class Pool:
         self.started = time.perf_counter()
         with torch.no_grad() if gradients_later else torch.inference_mode():
             self._restore()
-            self.go()
+            self._go()
             chosen = self._choose()
             latents, x = self._decode(chosen)
         # Copies made outside inference mode, whose own tensors could never take part in training.
@@ -104,7 +104,7 @@ class Pool:
             results.append(S2MResult(target, *parts, self._diagnose(t, chosen)))
         return results
 
-    def go(self) -> None:
+    def _go(self) -> None:
         """Runs the chains to the end of the plan, or to Ctrl-C."""
         plan = self.plan
         while plan.next is not None and not self.interrupted:
@@ -124,7 +124,7 @@ class Pool:
         return self.seconds.plus(self.forward, time.perf_counter() - self.started)
 
     def _advance(self, to: int) -> bool:
-        """RunOptions the chains to step ``to``; False if Ctrl-C came first."""
+        """Run the chains to step ``to``; False if Ctrl-C came first."""
         checkpoint = self.options.checkpoint
         block_steps = self.forward.sampler.block_steps or max(1, BLOCK_ROWS // self.shard.largest)
         while self.done < to:
