@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import _ops
+from .proposals import PriorProposal
 
 COMPONENT_KEY = 0x5A17_ED0C_0DE5_EED5
 """XORed into the seed for the draw of a component, or it would be the chain's accept uniform."""
@@ -129,24 +131,15 @@ class LatentMixture:
         return log_prior - torch.logsumexp(torch.cat(parts, 1), dim=1)
 
 
-class MixtureProposal:
+class MixtureProposal(PriorProposal):
     """Latents of a :class:`LatentMixture` by Philox: those of (seed, chain, step) are the same in every run."""
 
-    def __init__(
-        self,
-        mixture: LatentMixture,
-        z_shape: tuple[int, ...],
-        n_chains: int,
-        seed: int,
-        first_chain: int = 0,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def __init__(self, mixture: LatentMixture, z_shape: tuple[int, ...], *rest: Any, **options: Any) -> None:
+        super().__init__(z_shape, *rest, **options)
         dim = torch.Size(z_shape).numel()
         if mixture.dim != dim:
             raise ValueError(f"the mixture is of latents of {mixture.dim} numbers, G takes {dim}")
-        self.mixture, self.z_shape, self.seed, self.dtype = mixture.to(device), z_shape, seed, dtype
-        self.chains = torch.arange(first_chain, first_chain + n_chains, device=device)
+        self.mixture = mixture.to(self.chains.device)
 
     def _draw(self, chains: Tensor, steps: Tensor) -> Tensor:
         rows = (chains.reshape(-1), steps.reshape(-1))
@@ -155,9 +148,5 @@ class MixtureProposal:
         return self.mixture.place(normals, uniforms).to(self.dtype)
 
     def block(self, first_step: int, n_steps: int) -> tuple[Tensor, Tensor]:
-        steps = torch.arange(first_step, first_step + n_steps, device=self.chains.device)
-        latents = self._draw(*torch.broadcast_tensors(self.chains, steps[:, None]))
-        return latents.reshape(-1, *self.z_shape), self.mixture.log_correction(latents)
-
-    def recall(self, chains: Tensor, steps: Tensor) -> Tensor:
-        return self._draw(self.chains[chains], steps).reshape(-1, *self.z_shape)
+        latents, _ = super().block(first_step, n_steps)
+        return latents, self.mixture.log_correction(latents.flatten(1))

@@ -45,18 +45,18 @@ class PriorProposal:
         self.dtype = dtype
         self.chains = torch.arange(first_chain, first_chain + n_chains, device=device)
 
-    def _normal(self, chains: Tensor, steps: Tensor) -> Tensor:
-        dim = torch.Size(self.z_shape).numel()
+    def _draw(self, chains: Tensor, steps: Tensor) -> Tensor:
+        """Latents (n, D) of n chains, by their numbers in all runs, at a step each."""
         rows = (chains.reshape(-1), steps.reshape(-1))
-        return _ops.philox_normal(*rows, self.seed, dim, dtype=self.dtype)
+        return _ops.philox_normal(*rows, self.seed, torch.Size(self.z_shape).numel(), dtype=self.dtype)
 
-    def block(self, first_step: int, n_steps: int) -> tuple[Tensor, None]:
+    def block(self, first_step: int, n_steps: int) -> tuple[Tensor, Tensor | None]:
         steps = torch.arange(first_step, first_step + n_steps, device=self.chains.device)
-        chains, steps = torch.broadcast_tensors(self.chains, steps[:, None])
-        return self._normal(chains, steps).reshape(-1, *self.z_shape), None
+        latents = self._draw(*torch.broadcast_tensors(self.chains, steps[:, None]))
+        return latents.reshape(-1, *self.z_shape), None
 
     def recall(self, chains: Tensor, steps: Tensor) -> Tensor:
-        return self._normal(self.chains[chains], steps).reshape(-1, *self.z_shape)
+        return self._draw(self.chains[chains], steps).reshape(-1, *self.z_shape)
 
 
 class GivenLatents:

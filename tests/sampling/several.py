@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from toys import (
+    FIELDS,
     DiscreteClassifier,
     DiscreteGenerator,
     GaussianClassifier,
@@ -42,7 +43,6 @@ from spml_fast.sampling.selection import METHODS
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["pytest", "spml_fast.cli", "sklearn.mixture"])
-ROWS = ("samples", "latents", "log_weights", "chains")
 LIMIT = 60
 """Seconds after which a process that was started here ends itself, whatever it waits for."""
 STOPPED = 99
@@ -218,7 +218,7 @@ def before(model, hook):
 
 
 def plain(result):
-    found = {name: getattr(result, name) for name in ROWS}
+    found = {name: getattr(result, name) for name in FIELDS}
     found["joint class"] = str(result.joint_class)
     found["diagnostics"] = result.diagnostics.to_dict()
     found["adaptation"] = None if result.adaptation is None else result.adaptation.to_state()

@@ -17,13 +17,12 @@ from test_exactness import chi_square_p
 from threadpoolctl import threadpool_limits
 from torch import distributions, nn
 from toys import (
-    DiscreteClassifier,
-    DiscreteGenerator,
     GaussianClassifier,
     GaussianGenerator,
     RowwiseClassifier,
     RowwiseGenerator,
-    class_first_gamma,
+    assert_same,
+    discrete,
     gaussian_marginal_cdfs,
     true_joint_class,
 )
@@ -75,11 +74,6 @@ def same_mixture(a, b):
     return a.prior_share == b.prior_share and all(
         torch.equal(getattr(a, name), getattr(b, name)) for name in ("weights", "means", "scales")
     )
-
-
-def assert_same(a, b):
-    for field in ("samples", "latents", "log_weights", "chains"):
-        assert torch.equal(getattr(a, field), getattr(b, field)), field
 
 
 def three_blobs(n=600, dim=3, k=3, seed=0):
@@ -386,11 +380,6 @@ def test_components_by_the_accept_uniforms_would_be_seen(monkeypatch):
 # --- exactness ------------------------------------------------------------------------------------
 
 N_DRAWS = 100_000
-
-
-def discrete(dtype=torch.float64, conditional=False):
-    G = DiscreteGenerator(dtype, conditional)
-    return S2MSampler(G, DiscreteClassifier(G, dtype, class_first=True), gamma=class_first_gamma())
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from several import (
     CONVOLUTIONAL,
     FEW,
     NOTHING,
-    ROWS,
     Case,
     Children,
     Weighted,
@@ -39,7 +38,7 @@ from several import (
     latents,
     rowwise,
 )
-from toys import RowwiseClassifier, RowwiseGenerator
+from toys import FIELDS, RowwiseClassifier, RowwiseGenerator
 
 from spml_fast import S2MSampler, s2m_sample
 from spml_fast.sampling import checkpoint as module
@@ -524,7 +523,7 @@ def test_numbers_of_numpy_are_numbers(path, name):
     call = dict(targets=[((0, 1), (2,))], n_samples=20, seed=1, n_steps=5) | call
     first = rowwise(**of_sampler).sample_targets(**call, checkpoint=path)[0]
     second = rowwise(**of_sampler).sample_targets(**call, checkpoint=path)[0]
-    assert all(torch.equal(getattr(first, row), getattr(second, row)) for row in ROWS)
+    assert all(torch.equal(getattr(first, row), getattr(second, row)) for row in FIELDS)
 
 
 class Bomb:

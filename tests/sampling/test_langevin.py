@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 from toys import (
+    FIELDS,
     ConditionalGaussianClassifier,
     ConditionalGaussianGenerator,
     GaussianClassifier,
@@ -23,7 +24,10 @@ from toys import (
     LineGenerator,
     RowwiseClassifier,
     RowwiseGenerator,
+    assert_same,
+    counts_only,
     gaussian_marginal_cdfs,
+    rowwise,
 )
 
 from spml_fast import LatentMixture, S2MSampler, reference, s2m_sample
@@ -33,25 +37,10 @@ from spml_fast.sampling.langevin import START_STEPS, TARGET_ACCEPTANCE
 
 LEVEL = 1e-3
 pytestmark = pytest.mark.filterwarnings("ignore:.*never met the support", "ignore:.*samples of .* are missing")
-FIELDS = ("samples", "latents", "log_weights", "chains")
 DTYPES = [torch.float32, torch.float64]
 GAMMA = (1.0, 1.5, 0.8)
 DIRECTIONS = ((1.0, 0.0), (0.0, 1.0), (0.6, 0.8))
 I, J = (0, 1), (2,)
-
-
-def assert_same(a, b):
-    for field in FIELDS:
-        assert torch.equal(getattr(a, field), getattr(b, field)), field
-
-
-def counts_only(d):
-    """Diagnostics without what the clock says."""
-    return {name: value for name, value in d.to_dict().items() if "second" not in name}
-
-
-def rowwise(G=None, clf=None, **options):
-    return S2MSampler(G or RowwiseGenerator(), clf or RowwiseClassifier(), **options)
 
 
 def mala(sampler, I, J=(), n_samples=50, n_steps=20, **options):

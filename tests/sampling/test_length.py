@@ -16,6 +16,8 @@ from toys import (
     RowwiseClassifier,
     RowwiseGenerator,
     class_first_gamma,
+    discrete,
+    rowwise,
     true_joint_class,
 )
 
@@ -24,17 +26,10 @@ from spml_fast.sampling import SamplingWarning
 from spml_fast.sampling.length import FIRST_LOOK, ChainLength
 
 LEVEL = 1e-3
-pytestmark = pytest.mark.filterwarnings("ignore:.*never met the support", "ignore:.*the bound on the distance")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*never met the support", "ignore:.*the bound on the distance", "ignore:.*are missing"
+)
 I, J = (0, 1), (2,)  # of RowwiseGenerator: M is about 18, so automatic chains look more than once
-
-
-def rowwise(G=None, clf=None, **options):
-    return S2MSampler(G or RowwiseGenerator(), clf or RowwiseClassifier(), **options)
-
-
-def discrete():
-    G = DiscreteGenerator()
-    return S2MSampler(G, DiscreteClassifier(G, class_first=True), gamma=class_first_gamma())
 
 
 def rows_equal(a, b):

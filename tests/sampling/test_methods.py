@@ -18,13 +18,15 @@ from test_exactness import chi_square_p
 from torch import nn
 from toys import (
     IMPOSSIBLE,
-    DiscreteClassifier,
     DiscreteGenerator,
     LineGenerator,
     RowwiseClassifier,
     RowwiseGenerator,
     TiltClassifier,
-    class_first_gamma,
+    assert_same,
+    counts_only,
+    discrete,
+    rowwise,
     true_joint_class,
 )
 
@@ -38,7 +40,6 @@ SURE = stats.norm.isf(LEVEL / 2)  # standard errors
 METHODS = ["rejection", "resample"]
 DTYPES = [torch.float32, torch.float64]
 JOINT_CLASSES = [((0,), ()), ((0, 1), ()), ((0,), (1, 2)), ((1, 2), (0,)), ((0, 1, 2), ()), ((2,), (0,))]
-FIELDS = ("samples", "latents", "log_weights", "chains")
 I, J = (0, 1), (2,)  # of RowwiseGenerator: M is about 18
 
 
@@ -50,22 +51,8 @@ class Double(RowwiseGenerator):
         self.register_buffer("anchor", torch.zeros(1, dtype=torch.float64))
 
 
-def rowwise(G=None, clf=None, **options):
-    return S2MSampler(G or RowwiseGenerator(), clf or RowwiseClassifier(), **options)
-
-
 def line(tilt, **options):
     return S2MSampler(LineGenerator(), TiltClassifier(tilt), **options)
-
-
-def assert_same(a, b):
-    for field in FIELDS:
-        assert torch.equal(getattr(a, field), getattr(b, field)), field
-
-
-def counts_only(d):
-    """Diagnostics without what the clock says."""
-    return {name: value for name, value in d.to_dict().items() if "second" not in name}
 
 
 # --- the choice itself ----------------------------------------------------------------------------
@@ -232,12 +219,6 @@ def assert_diagnostics(result, weights, n_chains, n_steps, method, n_distinct):
 def n_and_steps(method):
     # Resampled draws are as good as independent only where the pool holds many times as many effective ones.
     return (100_000, "auto") if method == "rejection" else (20_000, 60)
-
-
-def discrete(dtype=torch.float64, conditional=False, class_first=True, **options):
-    G = DiscreteGenerator(dtype, conditional)
-    clf = DiscreteClassifier(DiscreteGenerator(torch.float64, conditional), dtype, class_first)
-    return S2MSampler(G, clf, **{"gamma": class_first_gamma() if class_first else 1.0, **options})
 
 
 def drawn_p(sampler, expected, method, I, J, dtype=torch.float64, **options):

@@ -11,7 +11,8 @@ import pytest
 import several
 import torch
 import torch.distributed as dist
-from several import CASES, CONVOLUTIONAL, DIFFERENT, ROWS, SHARED, Children, child, differences, rowwise
+from several import CASES, CONVOLUTIONAL, DIFFERENT, SHARED, Children, child, differences, rowwise
+from toys import FIELDS
 
 from spml_fast import S2MSampler, s2m_sample
 from spml_fast.sampling import processes
@@ -78,7 +79,7 @@ def of_rank(expected, rank, size):
     n_chains = expected["diagnostics"]["n_chains"]
     first, end = rank * n_chains // size, (rank + 1) * n_chains // size
     mine = (expected["chains"] >= first) & (expected["chains"] < end)
-    return expected | {name: expected[name][mine] for name in ROWS}
+    return expected | {name: expected[name][mine] for name in FIELDS}
 
 
 @pytest.mark.parametrize("name", SHARED)
@@ -310,7 +311,7 @@ def test_ctrl_c_in_one_process_ends_the_run_in_all(tmp_path, name, at):
     assert found[0][0]["diagnostics"]["interrupted"]
     if name in ("imh", "rejection", "stochastic"):
         for got, expected in zip(found[0], CASES[name].run(n_steps=n_steps), strict=True):
-            assert [row for row in ROWS if not torch.equal(got[row], expected[row])] == []
+            assert [row for row in FIELDS if not torch.equal(got[row], expected[row])] == []
 
 
 def test_ctrl_c_before_anything_was_sampled(tmp_path):

@@ -17,6 +17,7 @@ from toys import (
     RowwiseGenerator,
     SmallConvClassifier,
     SmallConvGenerator,
+    assert_same,
 )
 
 import spml_fast
@@ -29,11 +30,6 @@ ALL_TARGETS.append(((0, 1, 2), ()))
 
 def rowwise(device="cpu", **options):
     return S2MSampler(RowwiseGenerator(), RowwiseClassifier(), device=device, **options)
-
-
-def assert_same(a, b):
-    for field in ("samples", "latents", "log_weights", "chains"):
-        assert torch.equal(getattr(a, field), getattr(b, field)), field
 
 
 # --- what the user types --------------------------------------------------------------------------

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from spml_fast import S2MSampler
+
 # Fifteen states; which of three attributes each has: every label set twice, no attribute once.
 LABELS = torch.tensor(
     [[0, 0, 0]]
@@ -250,3 +252,28 @@ class ConditionalGaussianClassifier(GaussianClassifier):
         joint = self.log_class_density(x) + self.share.log()
         fake = self.proposals.log_density(x)
         return joint, fake, joint.logsumexp(-1) - (fake.logsumexp(-1) - math.log(3))
+
+
+# --- samplers of these, and their results ---------------------------------------------------------
+
+FIELDS = ("samples", "latents", "log_weights", "chains")
+
+
+def rowwise(G=None, clf=None, **options):
+    return S2MSampler(G or RowwiseGenerator(), clf or RowwiseClassifier(), **options)
+
+
+def discrete(dtype=torch.float64, conditional=False, class_first=True, **options):
+    G = DiscreteGenerator(dtype, conditional)
+    clf = DiscreteClassifier(DiscreteGenerator(torch.float64, conditional), dtype, class_first)
+    return S2MSampler(G, clf, **{"gamma": class_first_gamma() if class_first else 1.0, **options})
+
+
+def assert_same(a, b):
+    for field in FIELDS:
+        assert torch.equal(getattr(a, field), getattr(b, field)), field
+
+
+def counts_only(d):
+    """Diagnostics without what the clock says."""
+    return {name: value for name, value in d.to_dict().items() if "second" not in name}
