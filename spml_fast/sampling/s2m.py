@@ -212,8 +212,8 @@ class S2MSampler:
             ValueError, TypeError: for arguments that do not fit, before anything is drawn.
             LostProcessError: another process of the run is gone.
 
-        Ctrl-C ends the pool that is running, after its first block, with what it has; ``diagnostics.interrupted``
-        is set.
+        Ctrl-C, once the first block is over, ends the call with what its chains have by then, and with no samples
+        of pools that have not begun; ``diagnostics.interrupted`` is set.
         """
         joint_classes = [_joint_class(target) for target in targets]
         if not joint_classes:
@@ -434,7 +434,9 @@ def _chain_length(
 
 def _warn_of(result: S2MResult, length: ChainLength, n_samples: int) -> None:
     d = result.diagnostics
-    if d.chains_without_support > 0:
+    if d.n_steps == 0:
+        warn(f"there are no samples of {result.joint_class}: Ctrl-C came before its chains began")
+    elif d.chains_without_support > 0:
         warn(
             f"{d.chains_without_support} of {d.n_chains} chains never met the support of {result.joint_class} in "
             f"{d.n_steps} steps and have no sample"

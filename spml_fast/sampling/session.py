@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -93,10 +94,18 @@ class Session:
                     self._proposal(run, proposal if path is None else path.mixture, latents),
                     f"pool {number}",
                 )
-                found = self._langevin(run, *of_pool) if run.method == "mala" else Pool(run, *of_pool).run()
+                try:
+                    found = self._langevin(run, *of_pool) if run.method == "mala" else Pool(run, *of_pool).run()
+                except KeyboardInterrupt:
+                    if not results:
+                        raise
+                    break
                 for t, result in zip(members, found, strict=True):
                     results[t] = replace(result, adaptation=path)
-        return [results[t] for t in range(len(joint_classes))]
+                if any(result.diagnostics.interrupted for result in found):
+                    break
+        begun = next(iter(results.values()))
+        return [results.get(t) or _not_begun(target, begun) for t, target in enumerate(joint_classes)]
 
     def _langevin(self, run: RunOptions, *of_pool) -> list[S2MResult]:
         n_chains = run.shard.n_chains
@@ -130,3 +139,27 @@ class Session:
             sampler.device,
         )
         return PriorProposal(*arguments) if given is None else MixtureProposal(given, *arguments)
+
+
+def _not_begun(target: JointClass, other: S2MResult) -> S2MResult:
+    """The empty result of a joint class before whose pool Ctrl-C came; shapes are those of another's."""
+    diagnostics = replace(
+        other.diagnostics,
+        n_steps=0,
+        burn_in=0,
+        thin=0,
+        n_samples=0,
+        acceptance_rate=0.0,
+        support_rate=0.0,
+        ess_per_proposal=0.0,
+        max_weight_ratio=math.inf,
+        log_mean_weight=-math.inf,
+        tv_bound=None if other.diagnostics.method == "mala" else 1.0,
+        chains_without_support=other.diagnostics.n_chains,
+        proposals_per_second=0.0,
+        seconds_in_generator=0.0,
+        seconds_in_classifier=0.0,
+        seconds_in_sampler=0.0,
+        interrupted=True,
+    )
+    return replace(other.first(0), joint_class=target, diagnostics=diagnostics, adaptation=None)

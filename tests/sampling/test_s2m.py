@@ -315,6 +315,40 @@ def test_chains_that_never_meet_the_support_have_no_sample():
     assert empty.diagnostics.ess_per_proposal == 0.0
 
 
+@pytest.mark.parametrize("method", ["imh", "rejection"])
+@pytest.mark.parametrize(
+    ("call", "n_steps", "steps_of_two"), [(3, 20, (15, 0)), (6, 30, (30, 0)), (6, 20, (20, 10))]
+)
+def test_ctrl_c_keeps_pools_that_are_finished(call, n_steps, steps_of_two, method):
+    """Of three pools, one for each proposal class, in blocks of five steps."""
+    calls = itertools.count()
+    targets = [((0,), (1,)), ((1,), ()), ((2,), ())]
+
+    class Interrupted(DiscreteClassifier):
+        def forward(self, x):
+            if next(calls) == call:
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    def draw(clf, n_steps):
+        sampler = S2MSampler(G, clf, block_steps=5, batch_size=10**6)
+        return sampler.sample_targets(targets, 40, n_steps, seed=0, method=method)
+
+    G = DiscreteGenerator(conditional=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = draw(Interrupted(G), n_steps)
+    assert [result.diagnostics.n_steps for result in found] == [*steps_of_two, 0]
+    assert found[0].diagnostics.interrupted == (steps_of_two[0] < n_steps)
+    assert found[-1].diagnostics.interrupted
+    assert any("Ctrl-C came before" in str(warning.message) for warning in caught)
+    assert all(len(result.samples) == result.diagnostics.n_samples for result in found)
+    assert found[-1].samples.shape == (0, *found[0].samples.shape[1:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert_same(found[0], draw(DiscreteClassifier(G), found[0].diagnostics.n_steps)[0])
+
+
 def test_ctrl_c_keeps_what_there_is():
     calls = itertools.count()
 
