@@ -36,7 +36,7 @@ from spml_fast.sampling.diagnostics import mixing
 from spml_fast.sampling.langevin import START_STEPS, TARGET_ACCEPTANCE
 
 LEVEL = 1e-3
-pytestmark = pytest.mark.filterwarnings("ignore:.*never met the support", "ignore:.*samples of .* are missing")
+pytestmark = pytest.mark.filterwarnings("ignore::spml_fast.sampling.SamplingWarning")
 DTYPES = [torch.float32, torch.float64]
 GAMMA = (1.0, 1.5, 0.8)
 DIRECTIONS = ((1.0, 0.0), (0.0, 1.0), (0.6, 0.8))
