@@ -135,11 +135,11 @@ def draw_again(
     out: str | Path | None = None,
     **options: Any,
 ) -> S2MResult:
-    """Draws one joint class of attribute names from what :func:`run_demo` saved; writes a picture, an .npz.
+    """Draws one joint class of attribute names from what :func:`run_demo` saved.
 
-    ``options`` are more of those of :meth:`S2MSampler.sample`: method, adapt, checkpoint, ... Processes that
-    torchrun started share the chains, and the first one writes the samples of all. The way to adapted proposals is
-    a picture of its own.
+    Writes a picture and an .npz, and a picture of the way to adapted proposals. ``options`` are more of those of
+    :meth:`S2MSampler.sample`: method, adapt, checkpoint, ... Processes that torchrun started share the chains, and
+    the first one writes the samples of all.
     """
     from .plots import plot_adaptation, plot_samples
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,16 +105,16 @@ class LangevinChains:
 
     def where_it_began(self) -> S2MResult:
         """For Ctrl-C before the first step, and for joint classes that were not met."""
-        began = self.began
-        if not self.options.gather:
-            mine = self.shard.mine(began.chains)
-            names = ("samples", "latents", "log_weights", "chains")
-            began = replace(began, **{name: getattr(began, name)[mine] for name in names})
-        d = replace(
-            began.diagnostics, method="mala", tv_bound=None, interrupted=len(self.began.latents) > 0, n_samples=0
+        found = len(self.began.latents)
+        diagnostics = replace(
+            self.began.diagnostics,
+            method="mala",
+            tv_bound=None,
+            interrupted=found > 0,
+            n_samples=min(self.options.n_samples, found),
         )
-        n_samples = min(self.options.n_samples, len(self.began.latents))
-        return replace(began.first(self.options.n_samples), diagnostics=replace(d, n_samples=n_samples))
+        began = self.began if self.options.gather else self.began.rows(self.shard.mine(self.began.chains))
+        return replace(began.first(self.options.n_samples), diagnostics=diagnostics)
 
     def _advance(self, to: int) -> bool:
         checkpoint = self.options.checkpoint
@@ -276,7 +277,7 @@ class LangevinChains:
         state: dict[str, Any] = {
             "done": self.done,
             "seconds": list(astuple(self._timing())),
-            "plan": dict(vars(self.plan), length=None),
+            "plan": self.plan.state(),
             "log_step": self.log_step,
             "point": [gather(part) for part in (self.point.z, self.point.log_weight, self.point.gradient)],
             "counts": gather(self.counts, 1),
@@ -291,12 +292,10 @@ class LangevinChains:
             return
         state = checkpoint.parts[self.name]
 
-        def part(value: Tensor, dim: int = 0) -> Tensor:
-            return self.shard.part(value, dim).to(self.forward.sampler.device, copy=True).contiguous()
-
+        part = partial(self.shard.restored, device=self.forward.sampler.device)
         self.done, self.log_step = state["done"], state["log_step"]
         self.seconds = Timing(*state["seconds"])
-        vars(self.plan).update(state["plan"], length=self.options.length)
+        self.plan.set_state(state["plan"])
         self.point = _Point(*map(part, state["point"]))
         self.counts = part(state["counts"], 1)
         self.trace = [] if state["trace"] is None else list(part(state["trace"], 1))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import astuple, dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -292,10 +294,9 @@ class Pool:
         mine = chosen.where(self.shard.mine(chosen.chain))
         kept = {}
         chain = mine.chain - self.shard.first
-        if self.snapshots and not self.chooses_at_the_end:
-            for name in self.kept:
-                snapshots = torch.stack([snapshot[name] for snapshot in self.snapshots])
-                kept[name] = snapshots[mine.draw, mine.target, chain]
+        for name in self.kept:
+            snapshots = torch.stack([snapshot[name] for snapshot in self.snapshots])
+            kept[name] = snapshots[mine.draw, mine.target, chain]
         for name, blocks in self.offered.items():
             kept[name] = torch.cat(blocks)[mine.step, chain]
         latents = kept["latents"] if "latents" in kept else self.proposal.recall(chain, mine.step)
@@ -317,7 +318,9 @@ class Pool:
         plan = self.plan
         burn_in = min(self.done, plan.burn_in or self.done)  # an interrupted run may not have come so far
         rows = torch.nonzero(chosen.target == t)[:, 0]
-        distinct = len(torch.unique(chosen.step[rows] * self.shard.n_chains + chosen.chain[rows]))
+        distinct = 0
+        if self.chooses_at_the_end:
+            distinct = len(torch.unique(chosen.step[rows] * self.shard.n_chains + chosen.chain[rows]))
         return diagnose(
             self.all,
             t,
@@ -339,7 +342,7 @@ class Pool:
         state = {
             "done": self.done,
             "seconds": list(astuple(self._timing())),
-            "plan": dict(vars(self.plan), length=None),
+            "plan": self.plan.state(),
             "weights": gather(self.state.weights, 2),
             "counts": gather(self.state.counts, 2),
             "kept": {name: gather(value, 1) for name, value in self.kept.items()},
@@ -362,12 +365,10 @@ class Pool:
             return
         state, device = checkpoint.parts[self.name], self.forward.sampler.device
 
-        def part(value: Tensor, dim: int) -> Tensor:
-            return self.shard.part(value, dim).to(device, copy=True).contiguous()
-
+        part = partial(self.shard.restored, device=device)
         self.done = state["done"]
         self.seconds = Timing(*state["seconds"])
-        vars(self.plan).update(state["plan"], length=self.options.length)
+        self.plan.set_state(state["plan"])
         self.state = ChainState.start(len(self.joint_classes), self.shard.n, state["weights"].dtype, device)
         self.state.weights, self.state.counts = (part(state[name], 2) for name in ("weights", "counts"))
         self.kept = {name: part(value, 1) for name, value in state["kept"].items()}
@@ -401,6 +402,13 @@ class Plan:
             self.next = length.n_steps
             self.thin = length.thin or length.n_steps
         self.left = length.samples_per_chain
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint; the length is that of the call."""
+        return {name: value for name, value in vars(self).items() if name != "length"}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
     @property
     def looks(self) -> bool:

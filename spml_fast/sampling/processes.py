@@ -50,9 +50,8 @@ class Processes:
         """What ``make()`` returns, or raises, in the first process."""
         return make()
 
-    def same(self, call: dict[str, Any]) -> dict[str, Any]:
-        """The first process's ``call``; an error where another process was called differently."""
-        return call
+    def same(self, call: dict[str, Any]) -> None:
+        """An error where another process was called differently."""
 
     def gather(self, part: Tensor, counts: list[int]) -> Tensor:
         """Rows of all processes, of which process r has ``counts[r]``; the first ones of its ``part``."""
@@ -98,7 +97,7 @@ class SeveralProcesses(Processes):
             raise made[1]
         return made[0]
 
-    def same(self, call: dict[str, Any]) -> dict[str, Any]:
+    def same(self, call: dict[str, Any]) -> None:
         try:
             dist.monitored_barrier(self.group, ROLL_CALL, wait_all_ranks=True)
         except RuntimeError as error:
@@ -115,7 +114,6 @@ class SeveralProcesses(Processes):
                     f"{other.get(name)!r} in process {number}, {calls[0].get(name)!r} in process 0 "
                     "(distributed=False lets each sample alone)"
                 )
-        return calls[0]
 
     def gather(self, part: Tensor, counts: list[int]) -> Tensor:
         shape = part.shape[1:]
@@ -152,6 +150,10 @@ class Shard:
     def part(self, chains: Tensor, dim: int = 0) -> Tensor:
         """This process's part of something that all chains have, along ``dim``."""
         return chains.narrow(dim, self.first, self.n)
+
+    def restored(self, chains: Tensor, dim: int = 0, *, device: torch.device) -> Tensor:
+        """This process's part of what a checkpoint has, to go on with: a copy."""
+        return self.part(chains, dim).to(device, copy=True).contiguous()
 
     def gather(self, part: Tensor, dim: int = 0) -> Tensor:
         """What the chains of all processes have, in their order."""
@@ -200,12 +202,11 @@ def processes_of(distributed: bool) -> Processes:
     return SeveralProcesses()
 
 
-def _own_group() -> dist.ProcessGroup:
+def _own_group() -> None:
     name = dist.group.WORLD.group_name
     if name not in _groups:
         atexit.register(_groups.clear)
         _groups[name] = dist.new_group(backend="gloo", timeout=BLOCK)
-    return _groups[name]
 
 
 def _close() -> None:

@@ -36,8 +36,12 @@ class S2MResult:
 
     def first(self, n: int) -> S2MResult:
         """Its first ``n`` samples."""
+        return self.rows(slice(n))
+
+    def rows(self, which: slice | Tensor) -> S2MResult:
+        """Those of its samples."""
         names = ("samples", "latents", "log_weights", "chains")
-        return replace(self, **{name: getattr(self, name)[:n] for name in names})
+        return replace(self, **{name: getattr(self, name)[which] for name in names})
 
 
 class SamplingWarning(UserWarning):

@@ -258,7 +258,7 @@ class S2MSampler:
                 n_steps="auto" if length.automatic else length.n_steps,
                 **{name: getattr(length, name) for name in ("tol", "max_steps", "samples_per_chain", "thin")},
                 method=method,
-                adapt=how_to_adapt if how_to_adapt else adapt,
+                adapt=how_to_adapt or adapt,
                 seed=seed,
                 first_chain=first_chain,
                 proposal_class=proposal_class,

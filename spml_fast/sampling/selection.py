@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import _ops
+
 METHODS = ("imh", "rejection", "resample", "mala")
 
 RESAMPLING_BIAS = 6
@@ -37,8 +39,6 @@ def resampled(log_weights: np.ndarray, n: int, uniform: float) -> np.ndarray:
 
 def rejection_uniforms(chains: Tensor, steps: int, seed: int) -> Tensor:
     """log u of every step (steps, n) of the chains (n,): those of the Metropolis-Hastings accept step."""
-    from .. import _ops
-
     numbers = torch.arange(steps, device=chains.device)
     chains, numbers = torch.broadcast_tensors(chains, numbers[:, None])
     rows = (chains.reshape(-1), numbers.reshape(-1))

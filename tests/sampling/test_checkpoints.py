@@ -262,10 +262,7 @@ def test_other_call_is_refused_in_every_process(tmp_path, path):
 # --- Ctrl-C ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name) if name.startswith("draw") and name != "draw, mala" else name for name in CASES],
-)
+@pytest.mark.parametrize("name", CASES)
 def test_ctrl_c_leaves_a_checkpoint(path, name):
     expected, n_calls = undisturbed(name)
     with contextlib.suppress(KeyboardInterrupt):  # in a pool's first block, or where samples are decoded
@@ -276,7 +273,7 @@ def test_ctrl_c_leaves_a_checkpoint(path, name):
     assert calls <= n_calls
 
 
-@pytest.mark.parametrize("name", ["mala", pytest.param("draw, mala")])
+@pytest.mark.parametrize("name", ["mala", "draw, mala"])
 def test_ctrl_c_in_the_start_of_langevin_chains(path, name):
     with contextlib.suppress(KeyboardInterrupt):
         CASES[name].run(at_call(4, interrupt), checkpoint=path)
@@ -517,7 +514,7 @@ GOOD_NUMPY = {
 }
 
 
-@pytest.mark.parametrize("name", [*GOOD_NUMPY, *(pytest.param(name) for name in NUMPY)])
+@pytest.mark.parametrize("name", [*GOOD_NUMPY, *NUMPY])
 def test_numbers_of_numpy_are_numbers(path, name):
     of_sampler, call = (GOOD_NUMPY | NUMPY)[name]
     call = dict(targets=[((0, 1), (2,))], n_samples=20, seed=1, n_steps=5) | call
@@ -575,9 +572,9 @@ def test_a_damaged_file_is_refused_by_name(path, damage):
     [
         {"a": 1},
         {"s2m_sampling": 2},
-        pytest.param([1, 2]),
-        pytest.param(torch.zeros(2)),
-        pytest.param({"s2m_sampling": 1}),
+        [1, 2],
+        torch.zeros(2),
+        {"s2m_sampling": 1},
     ],
     ids=str,
 )

@@ -4,7 +4,6 @@ Statistical tests: fixed seeds, level 1e-3.
 """
 
 import functools
-import itertools
 import json
 import math
 
@@ -21,6 +20,7 @@ from toys import (
     ConditionalGaussianGenerator,
     GaussianClassifier,
     GaussianGenerator,
+    Interrupted,
     LineGenerator,
     RowwiseClassifier,
     RowwiseGenerator,
@@ -506,20 +506,8 @@ def test_adapted_starts():
 # --- Ctrl-C ---------------------------------------------------------------------------------------
 
 
-class Interrupted(RowwiseGenerator):
-    """Ctrl-C at one of G's calls. With one batch a step, those of a target are START_STEPS (of all targets), one
-    for where its chains start, one for each step, and one for its samples."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.at, self.calls = at, itertools.count()
-
-    def forward(self, z):
-        if next(self.calls) == self.at:
-            raise KeyboardInterrupt
-        return super().forward(z)
-
-
+# With one batch a step, G is called START_STEPS times for all targets, then, for each of them, once for where its
+# chains start, once a step, and once for its samples.
 STARTED = START_STEPS + 2  # calls: the start, decoding its states, the gradients there
 
 
@@ -674,9 +662,9 @@ def test_nan_logits_are_an_error(at):
         (math.nan, "validity"),
         (math.nan, "class"),
         (math.inf, "class"),
-        pytest.param(math.inf, "validity"),
-        pytest.param(-math.inf, "validity"),
-        pytest.param(-math.inf, "class"),
+        (math.inf, "validity"),
+        (-math.inf, "validity"),
+        (-math.inf, "class"),
     ],
 )
 def test_infinite_logits_are_an_error_at_any_step(bad, logit, at):
@@ -703,9 +691,7 @@ def test_a_start_that_turns_out_to_have_no_weight():
     [
         torch.float32,
         torch.bfloat16,
-        pytest.param(
-            torch.float16,
-        ),
+        torch.float16,
     ],
 )
 def test_logits_of_low_precision_at_the_edge_of_the_support(dtype):

@@ -13,6 +13,7 @@ from test_exactness import chi_square_p
 from toys import (
     DiscreteClassifier,
     DiscreteGenerator,
+    Interrupted,
     RowwiseClassifier,
     RowwiseGenerator,
     class_first_gamma,
@@ -223,19 +224,6 @@ def test_auto_with_other_proposals():
 
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------
-
-
-class Interrupted(RowwiseGenerator):
-    """Ctrl-C at one of G's calls; with blocks of one step and one batch, the step of that number."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.at, self.calls = at, itertools.count()
-
-    def forward(self, z):
-        if next(self.calls) == self.at:
-            raise KeyboardInterrupt
-        return super().forward(z)
 
 
 @pytest.mark.parametrize("at", [1, 7, FIRST_LOOK, FIRST_LOOK + 3, 40])

@@ -3,7 +3,6 @@
 Statistical tests: fixed seeds, level 1e-3.
 """
 
-import itertools
 import json
 import math
 import warnings
@@ -19,6 +18,7 @@ from torch import nn
 from toys import (
     IMPOSSIBLE,
     DiscreteGenerator,
+    Interrupted,
     LineGenerator,
     RowwiseClassifier,
     RowwiseGenerator,
@@ -356,10 +356,7 @@ def test_the_bias_of_automatic_runs_is_within_its_bound(method):
     ("method", "row"),
     [
         ("rejection", 0),
-        pytest.param(
-            "resample",
-            0,
-        ),
+        ("resample", 0),
     ],
 )
 def test_each_row_is_as_good_as_another(method, row):
@@ -504,12 +501,8 @@ def test_rejection_says_how_many_are_missing(n_steps):
     "call",
     [
         lambda s, **o: s.sample_targets([(I, J)], **o),
-        pytest.param(
-            lambda s, **o: s.sample(I, J, **o),
-        ),
-        pytest.param(
-            lambda s, **o: s2m_sample(s.G, s.clf, I, J, **o),
-        ),
+        lambda s, **o: s.sample(I, J, **o),
+        lambda s, **o: s2m_sample(s.G, s.clf, I, J, **o),
     ],
 )
 def test_a_warning_is_of_the_line_that_called(call):
@@ -707,19 +700,6 @@ def test_adapted_proposals_have_the_target_distribution(method):
 # --- Ctrl-C ---------------------------------------------------------------------------------------
 
 
-class Interrupted(RowwiseGenerator):
-    """Ctrl-C at one of G's calls."""
-
-    def __init__(self, at):
-        super().__init__()
-        self.at, self.calls = at, itertools.count()
-
-    def forward(self, z):
-        if next(self.calls) == self.at:
-            raise KeyboardInterrupt
-        return super().forward(z)
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("n_steps", ["auto", 60])
 @pytest.mark.parametrize("at", [1, 5])
@@ -741,9 +721,7 @@ def test_ctrl_c_chooses_from_what_there_is(method, n_steps, at):
     "drawn",
     [
         False,
-        pytest.param(
-            True,
-        ),
+        True,
     ],
 )
 def test_a_run_goes_on_after_ctrl_c(method, drawn, tmp_path):

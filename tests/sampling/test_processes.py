@@ -104,13 +104,11 @@ def test_cases_cover_what_they_say():
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param("mala, one step"),
+        "mala, one step",
         "no empty batch, imh",
         "no empty batch, rejection",
         "no empty batch, resample",
-        pytest.param(
-            "no empty batch, mala",
-        ),
+        "no empty batch, mala",
     ],
 )
 def test_special_cases(tmp_path, name):
@@ -202,14 +200,8 @@ def apart(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "named"),
     [
-        pytest.param(
-            "block_steps",
-            "block_steps",
-        ),
-        pytest.param(
-            "one more keyword",
-            "max_components",
-        ),
+        ("block_steps", "block_steps"),
+        ("one more keyword", "max_components"),
     ],
 )
 def test_calls_that_would_part_the_processes(name, named, apart):
@@ -243,21 +235,16 @@ def test_a_process_that_does_not_come_to_the_first_call(apart):
     assert "not all processes came" in message
 
 
-def test_a_process_that_is_killed_ends_the_job(tmp_path):
+@pytest.mark.parametrize(
+    ("end", "said"), [("die", "Signal 9 (SIGKILL)"), ("fail", "ArithmeticError: G is broken in process 1")]
+)
+def test_the_end_of_one_process_ends_the_job(end, said, tmp_path):
     """torchrun's agent ends the others, or they see it themselves."""
-    status, stderr, _ = torchrun("long_run", tmp_path, "die")
+    status, stderr, _ = torchrun("long_run", tmp_path, end)
     seconds = time.time() - float((tmp_path / "1 at").read_text())
     assert status != 0
     assert seconds < SOON
-    assert "Signal 9 (SIGKILL)" in stderr
-
-
-def test_an_exception_in_one_process_ends_the_job(tmp_path):
-    status, stderr, _ = torchrun("long_run", tmp_path, "fail")
-    seconds = time.time() - float((tmp_path / "1 at").read_text())
-    assert status != 0
-    assert seconds < SOON
-    assert "ArithmeticError: G is broken in process 1" in stderr
+    assert said in stderr
 
 
 @pytest.mark.parametrize(
@@ -296,7 +283,7 @@ def test_an_exception_in_one_process_reaches_the_others(tmp_path):
         ("rejection", 4),
         ("several samples per chain", 6),
         ("stochastic", 4),
-        pytest.param("mala", 12),
+        ("mala", 12),
         ("mala", 24),
     ],
 )

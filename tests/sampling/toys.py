@@ -1,5 +1,6 @@
 """Generators and classifiers in closed form, so that the target distribution is known exactly."""
 
+import itertools
 import math
 
 import numpy as np
@@ -252,6 +253,19 @@ class ConditionalGaussianClassifier(GaussianClassifier):
         joint = self.log_class_density(x) + self.share.log()
         fake = self.proposals.log_density(x)
         return joint, fake, joint.logsumexp(-1) - (fake.logsumexp(-1) - math.log(3))
+
+
+class Interrupted(RowwiseGenerator):
+    """Ctrl-C at one of G's calls; with blocks of one step and one batch, the step of that number."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.at, self.calls = at, itertools.count()
+
+    def forward(self, z):
+        if next(self.calls) == self.at:
+            raise KeyboardInterrupt
+        return super().forward(z)
 
 
 # --- samplers of these, and their results ---------------------------------------------------------
