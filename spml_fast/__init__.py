@@ -8,15 +8,38 @@ from .labels import LabelEstimator
 from .losses import fused_linear_loss
 from .losses.batch import *  # noqa: F403
 from .losses.elementwise import *  # noqa: F403
-from .sampling import JointClass, LatentMixture, MultiLabelDensityRatio, S2MResult, S2MSampler, s2m_sample
+from .sampling import (
+    IMH,
+    MALA,
+    JointClass,
+    LatentMixture,
+    MinMax,
+    Mixture,
+    MultiLabelDensityRatio,
+    Plan,
+    Rejection,
+    Resample,
+    Run,
+    S2MResult,
+    S2MSampler,
+    s2m_sample,
+)
 from .training import DensityRatio, TrainedClassifier, train_classifier, train_density_ratio
 
 __all__ = [
     "DensityRatio",
+    "IMH",
     "JointClass",
     "LabelEstimator",
     "LatentMixture",
+    "MALA",
+    "MinMax",
+    "Mixture",
     "MultiLabelDensityRatio",
+    "Plan",
+    "Rejection",
+    "Resample",
+    "Run",
     "S2MResult",
     "S2MSampler",
     "SPMLModule",  # noqa: F405

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """``write(part)`` writes a file beside ``path``, which then takes its name: whole or not at all."""
+    """Lets ``write(part)`` write a file beside ``path``, which then takes its name: whole or not at all."""
     path = Path(path)
-    write(part_of(path))
-    return take_name(path)
+    try:
+        write(part_of(path))
+        return take_name(path)
+    except BaseException:
+        part_of(path).unlink(missing_ok=True)
+        raise
 
 
 def part_of(path: Path) -> Path:
-    """Where ``path`` is written before it takes its name."""
-    return path.with_name(f".{path.name}.part")
+    """Where this thread writes ``path`` before it takes its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
 
 
 def take_name(path: Path) -> Path:
-    """Let what lies in the part file be ``path``."""
+    """Gives the part file its name, ``path``."""
     part = part_of(path)
     with part.open("rb") as file:
         os.fsync(file.fileno())
@@ -32,7 +41,7 @@ def take_name(path: Path) -> Path:
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Nested dicts and lists of tensors and plain values."""
+    """Writes nested dicts and lists of tensors and plain values, whole or not at all."""
     write_atomically(path, lambda part: torch.save(state, part))
 
 
@@ -46,3 +55,42 @@ def load_state(path: str | Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{path} is not a checkpoint of spml-fast: {error}") from error
+
+
+@contextlib.contextmanager
+def exclusive(path: str | Path) -> Iterator[None]:
+    """Keeps other processes from using ``path`` the same way; the lock ends with the process, however that ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    path = Path(path)
+    lock = path.with_name(f".{path.name}.lock")
+    while True:
+        file = os.open(lock, os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(file)
+            raise ValueError(f"{path} is in use by another run, which is not over") from None
+        if lock.exists() and os.path.samestat(os.fstat(file), os.stat(lock)):
+            break
+        os.close(file)  # the run before removed it between the two calls
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        os.close(file)
+
+
+def digest(tensors: Mapping[str, object]) -> str:
+    """A hash of the names, shapes, dtypes and bytes of tensors; what else a state dict holds counts by its repr."""
+    found = hashlib.blake2b(digest_size=16)
+    for name, tensor in tensors.items():
+        found.update(name.encode())
+        if isinstance(tensor, Tensor):
+            found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        else:
+            found.update(repr(tensor).encode())
+    return found.hexdigest()

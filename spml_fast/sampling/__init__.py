@@ -1,31 +1,48 @@
 """S2M sampling from single positive labels."""
 
-from .adaptation import AdaptationError, AdaptationPath, AdaptationStage
-from .chains import ChainState, s2m_log_weight
-from .diagnostics import Diagnostics
-from .mixture import LatentMixture
+from .adaptation import AdaptationError
+from .chains import ChainState, State, Targets, along
+from .kernels import IMH, MALA, Draws, Kernel, Problem, Rejection, Resample, Stopped
+from .models import Offer, Plan
 from .multilabel import MultiLabelDensityRatio
-from .processes import LostProcessError
-from .proposals import DrawLatents
-from .result import S2MResult, SamplingWarning
-from .s2m import S2MSampler, s2m_sample
-from .targets import JointClass, Targets, pack_targets
+from .processes import FailedProcessError, LostProcessError
+from .proposals import DrawLatents, LatentMixture, Mixture
+from .results import AdaptationPath, AdaptationStage, Diagnostics, S2MResult, SamplingWarning
+from .run import Run
+from .sampler import S2MSampler, s2m_sample
+from .weights import JointClass, MinMax, pack_targets, s2m_log_weight
 
 __all__ = [
+    "IMH",
+    "MALA",
     "AdaptationError",
     "AdaptationPath",
     "AdaptationStage",
     "ChainState",
     "Diagnostics",
     "DrawLatents",
+    "Draws",
+    "FailedProcessError",
     "JointClass",
+    "Kernel",
     "LatentMixture",
     "LostProcessError",
+    "MinMax",
+    "Mixture",
     "MultiLabelDensityRatio",
+    "Offer",
+    "Plan",
+    "Problem",
+    "Rejection",
+    "Resample",
+    "Run",
     "S2MResult",
     "S2MSampler",
     "SamplingWarning",
+    "State",
+    "Stopped",
     "Targets",
+    "along",
     "pack_targets",
     "s2m_log_weight",
     "s2m_sample",

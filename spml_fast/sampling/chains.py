@@ -1,75 +1,86 @@
-"""The pieces of the sampler, for those who compose their own: log weights, chain states, the IMH scan."""
+"""States of independent Metropolis-Hastings chains, and the state that any kernel's chains are kept in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from .. import _ops
-from .targets import JointClass, Targets, pack_targets
 
 NO_INVALID = torch.iinfo(torch.int64).max
 
 
-def s2m_log_weight(
-    class_logits: Tensor,
-    validity_logit: Tensor,
-    I: int | Iterable[int],
-    J: int | Iterable[int] = (),
-    *,
-    gamma=1.0,
-    gamma_J=None,
-    temperature: float = 1.0,
-    validity_temperature: float = 1.0,
-    fake_class_logits: Tensor | None = None,
-    proposal_class: int = 0,
-    extra_log_weight: Tensor | None = None,
-) -> Tensor:
-    """Log weight log p_(I,J)(x) / q(x), up to a constant, of proposals x that ``clf`` has seen.
+def along(dim: int, default: Callable[[], Any] | None = None) -> Any:
+    """A field of a :class:`State` whose tensors, alone or in lists or dicts, have the chains along ``dim``.
 
-    Args:
-        class_logits: (B, N) logits of D_r, float32, float64, float16 or bfloat16.
-        validity_logit: (B,) logit of D_v, v(x) = log p_data(x) / p_G(x), same dtype.
-        fake_class_logits: (B, N) logits of D_f when proposals come from p_G(x | proposal_class).
-        extra_log_weight: (B,) added as it is, for example log p_z(z) - log p~_z(z).
-
-    Returns:
-        (B,) in float32, or float64 for float64 logits; -inf outside the support of the target, NaN where
-        ``clf`` returned NaN or an infinity. Not differentiable; ``spml_fast.reference`` is.
-
-    Source: Cho et al., "Mining Multi-Label Samples from Single Positive Labels", NeurIPS 2022, Algorithm 1.
+    ``default()`` is its value before the first step; without it the field must be given.
     """
-    target = JointClass.of(I, J)
-    dtype = _ops.compute_dtype(class_logits.dtype)
-    packed = pack_targets(
-        [target],
-        class_logits.shape[-1],
-        gamma=gamma,
-        gamma_J=gamma_J,
-        temperature=temperature,
-        validity_temperature=validity_temperature,
-        dtype=dtype,
-        device=class_logits.device,
-    )
-    return _ops.s2m_log_weight(
-        class_logits, validity_logit, fake_class_logits, extra_log_weight, *packed, proposal_class
-    )[0]
+    metadata = {"chains": dim}
+    return field(metadata=metadata) if default is None else field(metadata=metadata, default_factory=default)
+
+
+class State:
+    """What a kernel knows of its chains: a dataclass of tensors, lists, dicts, plain values and other states.
+
+    Fields made by :func:`along` have one entry per chain. The driver saves them, restores them and shares them out
+    among processes by :meth:`map_chains`; all else is the same in every process.
+    """
+
+    def map_chains(self, f: Callable[[Tensor, int], Tensor]) -> Self:
+        """A copy with ``f(tensor, dim)`` in the place of every tensor that has chains, along ``dim``."""
+
+        def mapped(value: Any, dim: int | None) -> Any:
+            if isinstance(value, State):
+                return value.map_chains(f)
+            if isinstance(value, dict):
+                return {name: mapped(part, dim) for name, part in value.items()}
+            if isinstance(value, list):
+                return [mapped(part, dim) for part in value]
+            return f(value, dim) if isinstance(value, Tensor) and dim is not None else value
+
+        parts = {at.name: mapped(getattr(self, at.name), at.metadata.get("chains")) for at in fields(self)}
+        return type(self)(**parts)
+
+    def to_plain(self) -> dict[str, Any]:
+        """The fields as a dict, in which other states are dicts, for a checkpoint."""
+        parts = {at.name: getattr(self, at.name) for at in fields(self)}
+        return {name: part.to_plain() if isinstance(part, State) else part for name, part in parts.items()}
+
+    def from_plain(self, plain: dict[str, Any]) -> Self:
+        """A state as ``to_plain`` wrote it, whose inner states are of the classes that this one's are."""
+        parts = dict(plain)
+        for name, part in plain.items():
+            now = getattr(self, name)
+            parts[name] = now.from_plain(part) if isinstance(now, State) else part
+        return type(self)(**parts)
+
+
+class Targets(NamedTuple):
+    """T targets over N classes, as tensors on the device that the sampler runs on."""
+
+    masks: Tensor
+    """(T, 2, ceil(N / 64)) int64: the bits of I, then the bits of J."""
+    log_gamma: Tensor
+    """(T, N): log gamma_i by the role that class i plays in the target."""
+    inv_temperature: Tensor
+    """(T, 2): 1 / temperature of the class logits, then of the validity logit."""
 
 
 @dataclass
-class ChainState:
+class ChainState(State):
     """T x C independent Metropolis-Hastings chains: C chains for each of T targets.
 
     A chain is the log weight of its state, the step that proposed it, and running sums over all that it was
     offered, from which the diagnostics come. The scans update it in place; nothing grows with the steps.
     """
 
-    weights: Tensor
+    weights: Tensor = along(2)
     """(4, T, C): log weight of the state, largest log weight offered, sum of w, sum of w^2 (relative to it)."""
-    counts: Tensor
+    counts: Tensor = along(2)
     """(3, T, C) int32: step of the last accepted proposal (-1: none), accepted, offered with w > 0."""
     invalid: Tensor
     """(1,) int64: the smallest step * C + chain with a NaN or +inf weight; NO_INVALID if there is none."""
@@ -94,7 +105,7 @@ class ChainState:
         return self.weights[0]
 
     @property
-    def winner(self) -> Tensor:
+    def accepted_step(self) -> Tensor:
         return self.counts[0]
 
     @property
@@ -124,14 +135,14 @@ class ChainState:
         first_step: int = 0,
         fake_class_logits: Tensor | None = None,
         proposal_class: int = 0,
-        extra_log_weight: Tensor | None = None,
+        log_correction: Tensor | None = None,
     ) -> ChainState:
         """Log weights and accept steps in one pass over logits (S, C, N) and validity (S, C)."""
         _ops.s2m_imh_scan(
             class_logits,
             validity_logit,
             fake_class_logits,
-            extra_log_weight,
+            log_correction,
             *targets,
             proposal_class,
             seed,
@@ -144,12 +155,13 @@ class ChainState:
         return self
 
     def raise_if_invalid(self, first_chain: int = 0) -> None:
-        """``ValueError`` if a proposal's weight was NaN or +inf; it counts chains from ``first_chain``. Waits for
-        the device."""
+        """``ValueError`` if a proposal's weight was NaN or +inf; the message counts chains from ``first_chain``.
+        Waits for the device.
+        """
         index = int(self.invalid)
         if index != NO_INVALID:
             step, chain = divmod(index, self.counts.shape[-1])
             raise ValueError(
                 f"clf returned NaN or infinite logits for the proposal of chain {first_chain + chain} at step "
-                f"{step} (or the extra log weight was NaN or +inf); every logit must be finite"
+                f"{step} (or the log correction of the proposal was NaN or +inf); every logit must be finite"
             )

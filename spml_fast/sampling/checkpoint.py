@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,95 +14,151 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._checkpoint import load_state, save_state
-from .mixture import LatentMixture
+from .. import _ops
+from .._checkpoint import digest, exclusive, load_state, save_state
+from .kernels import Kernel
+from .models import Models
 from .processes import Processes
+from .proposals import LatentMixture, Mixture
+from .results import warn
 
-VERSION = 1
+VERSION = 2
+
+PROBE = "outputs"
+"""Key of what G and clf return for fixed latents, which is compared with a tolerance."""
+
+PROBE_LATENTS = 4
+PROBE_SEED = 0x5EED
 
 
-def describe(value: object) -> Any:
+def identity(value: object) -> Any:
     """A plain value that tells one argument from another: for models and tensors, a hash of their bytes."""
     if isinstance(value, nn.Module):
-        return f"{type(value).__name__} {_hash(value.state_dict())}"
+        return f"{type(value).__name__} {digest(value.state_dict())}"
     if isinstance(value, LatentMixture):
-        return f"mixture {value.prior_share} {_hash(dict(w=value.weights, m=value.means, s=value.scales))}"
+        return f"mixture {value.prior_share} {digest(dict(w=value.weights, m=value.means, s=value.scales))}"
+    if isinstance(value, Kernel):
+        return {"method": value.name, **{name: identity(part) for name, part in vars(value).items()}}
+    if isinstance(value, Mixture):
+        return {"mixture": asdict(value)}
     if isinstance(value, (Tensor, np.ndarray)):
-        return f"{tuple(value.shape)} {_hash({'': torch.as_tensor(value)})}"
+        return f"{tuple(value.shape)} {digest({'': torch.as_tensor(value)})}"
     if isinstance(value, np.generic):
         return value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
-        return {str(name): describe(item) for name, item in value.items()}
+        return {str(name): identity(item) for name, item in value.items()}
     if isinstance(value, Sequence):
-        return [describe(item) for item in value]
+        return [identity(item) for item in value]
     return f"{type(value).__name__} {getattr(value, '__qualname__', '')}".strip()
 
 
-def _hash(tensors: Mapping[str, object]) -> str:
-    found = hashlib.blake2b(digest_size=16)
-    for name, tensor in tensors.items():
-        found.update(name.encode())
-        if isinstance(tensor, Tensor):
-            found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+def probe(models: Models, labels: Sequence[int | None]) -> list[float]:
+    """What G and clf return for a few fixed latents, as numbers: it tells apart models that no hash can.
+
+    Generators of random numbers are left as they were. A stochastic G tells nothing.
+    """
+    if models.stochastic:
+        return []
+    found: list[Tensor] = []
+    devices = [models.device] if models.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices):
+        chains = torch.arange(PROBE_LATENTS, device=models.device)
+        dim = math.prod(models.z_shape)
+        for label in dict.fromkeys(labels):
+            z = _ops.philox_normal(chains, torch.zeros_like(chains), PROBE_SEED, dim, dtype=models.dtype)
+            x, output = models.given(label).classify(z.view(-1, *models.z_shape))
+            rows = x.flatten(1).double()
+            parts = (rows.mean(1), rows.square().mean(1), *(part for part in output if part is not None))
+            found += [part.double().flatten().clamp(-1e30, 1e30).cpu() for part in parts]
+    return torch.cat(found).tolist()
 
 
 class Checkpoint:
     """One file with the chains of all processes, so that any number of processes can go on from it."""
 
-    def __init__(
-        self, path: str | Path, call: dict[str, Any], seed: int, every: float, processes: Processes
-    ) -> None:
-        """Reads ``path`` if it is there; a run without a seed of its own goes on with that of the file.
-
-        Raises:
-            ValueError: it is of another call, or no checkpoint of sampling.
-        """
-        self.path = Path(path)
+    def __init__(self, path: Path, call: dict[str, Any], every: float, processes: Processes, saved: Any) -> None:
+        self.path = path
         self.every = every
         self.processes = processes
-        saved = processes.from_first(lambda: self._read(call))
-        self.call = {**call, "seed": seed} if saved is None else saved["call"]
-        self.seed: int = self.call["seed"]
+        self.call = call if saved is None else saved["call"]
         self.parts: dict[str, Any] = {} if saved is None else saved["parts"]
-        if saved is None:  # where nothing can be written is better known now
-            self.write()
         self.last = time.monotonic()
 
-    def _read(self, call: dict[str, Any]) -> dict[str, Any] | None:
-        if not self.path.exists():
-            if not self.path.parent.is_dir():
-                raise FileNotFoundError(f"checkpoint={str(self.path)!r}: there is no folder {self.path.parent}")
-            return None
-        saved = load_state(self.path)
-        if (
-            not isinstance(saved, dict)
-            or not {"call", "parts"} <= set(saved)
-            or saved.get("s2m_sampling") != VERSION
-        ):
-            raise ValueError(f"{self.path} is not a checkpoint of S2M sampling, or one of another version")
-        for name, value in call.items():
-            before = saved["call"].get(name)
-            if before != value and not (name == "seed" and value is None):
-                raise ValueError(
-                    f"{self.path} is of a run with {name}={before!r}, not {value!r}; give another file or "
-                    "delete this one"
-                )
-        return saved
+    @property
+    def seed(self) -> int:
+        return self.call["seed"]
 
     def due(self) -> bool:
         """Whether it is time to write again; the first process's clock decides."""
         return self.processes.rank == 0 and time.monotonic() - self.last >= self.every
 
     def save(self, part: str, state: Any) -> None:
-        """Replaces one part of the file."""
+        """Replaces one part of the file. If it cannot be written, a warning says so, and the next time may do."""
         self.parts[part] = state
-        self.write()
         self.last = time.monotonic()
+        try:
+            self.write()
+        except (OSError, RuntimeError) as error:
+            warn(f"checkpoint {self.path} could not be written: {error}; the run goes on without it")
 
     def write(self) -> None:
         if self.processes.rank == 0:
             save_state(self.path, {"s2m_sampling": VERSION, "call": self.call, "parts": self.parts})
+
+
+@contextmanager
+def opened(
+    path: str | Path, call: dict[str, Any], seed: Callable[[], int], every: float, processes: Processes
+) -> Iterator[Checkpoint]:
+    """The checkpoint at ``path``, read if it is there, for this run alone.
+
+    Args:
+        call: what tells the call; ``call["seed"]`` is None for a run without a seed of its own, which goes on with
+            that of the file.
+        seed: called for a new run.
+
+    Raises:
+        ValueError: it is of another call, in use by another run, or no checkpoint of sampling.
+    """
+    path = Path(path)
+    lock = ExitStack()
+
+    def begin() -> dict[str, Any] | None:
+        if not path.exists() and not path.parent.is_dir():
+            raise FileNotFoundError(f"checkpoint={str(path)!r}: there is no folder {path.parent}")
+        lock.enter_context(exclusive(path))
+        return _read(path, call) if path.exists() else None
+
+    with lock:
+        saved = processes.from_first(begin)
+        found = Checkpoint(path, call, every, processes, saved)
+        if saved is None:
+            found.call = {**call, "seed": seed()}
+            processes.from_first(found.write)  # where nothing can be written is better known now
+        yield found
+
+
+def _read(path: Path, call: dict[str, Any]) -> dict[str, Any]:
+    saved = load_state(path)
+    if not isinstance(saved, dict) or not {"call", "parts"} <= set(saved) or saved.get("s2m_sampling") != VERSION:
+        raise ValueError(f"{path} is not a checkpoint of S2M sampling, or one of another version")
+    for name, value in call.items():
+        before = saved["call"].get(name)
+        if name == PROBE:
+            if not _alike(before, value):
+                raise ValueError(
+                    f"{path} is of a run with another G or clf: they return other values for the same latents; "
+                    "give another file or delete this one"
+                )
+        elif before != value and not (name == "seed" and value is None):
+            raise ValueError(
+                f"{path} is of a run with {name}={before!r}, not {value!r}; give another file or delete this one"
+            )
+    return saved
+
+
+def _alike(before: list[float], now: list[float]) -> bool:
+    """Whether two probes are the same within the rounding of two machines."""
+    return len(before) == len(now) and bool(np.allclose(before, now, rtol=1e-3, atol=1e-4))

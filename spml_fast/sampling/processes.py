@@ -28,40 +28,58 @@ ROLL_CALL = timedelta(minutes=5)
 BLOCK = timedelta(minutes=30)
 """How long it waits for them after a block of proposals."""
 
+PIECE_BYTES = 2**24
+"""Rows that all processes get are sent in pieces of about this size, so that no process holds them twice."""
+
 
 class LostProcessError(RuntimeError):
     """Another process of the run is gone."""
 
 
+class FailedProcessError(RuntimeError):
+    """Another process of the run raised an exception, which ended the run in all of them."""
+
+
 class Processes:
     """The processes that share a run; by default this one alone.
 
-    Everything goes through gloo, over the CPU: what is exchanged is small beside the forward passes.
+    Everything goes through gloo, over the CPU: what is exchanged is small beside the forward passes. Every exchange
+    begins with a vote (:meth:`largest`), in which a process that failed says so: then all of them raise.
     """
 
     rank = 0
     size = 1
 
-    def agree(self, *flags: bool) -> tuple[bool, ...]:
-        """Each flag, raised by any process."""
-        return flags
+    def largest(self, *numbers: int) -> tuple[int, ...]:
+        """The largest of each of up to three numbers over all processes."""
+        return numbers
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What ``make()`` returns, or raises, in the first process."""
         return make()
 
-    def same(self, call: dict[str, Any]) -> None:
+    def require_same_call(self, call: dict[str, Any]) -> None:
         """An error where another process was called differently."""
 
-    def gather(self, part: Tensor, counts: list[int]) -> Tensor:
-        """Rows of all processes, of which process r has ``counts[r]``; the first ones of its ``part``."""
-        return part
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """What is raised here ends the run in all processes."""
+        yield
+
+    def all_gather(self, part: Tensor, counts: list[int]) -> Tensor:
+        """Rows of all processes, of which process r has ``counts[r]``, the first ones of its ``part``; on the CPU."""
+        return part.cpu()
+
+    def gather_to_first(self, part: Tensor, counts: list[int]) -> Tensor | None:
+        """The same for the first process alone; None in the others."""
+        return self.all_gather(part, counts)
 
 
 class SeveralProcesses(Processes):
     def __init__(self) -> None:
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
+        self._came = False
 
     @property
     def group(self) -> dist.ProcessGroup:
@@ -78,11 +96,45 @@ class SeveralProcesses(Processes):
                 "needs the chains of all of them; start it again: with a checkpoint it goes on from there"
             ) from error
 
-    def agree(self, *flags: bool) -> tuple[bool, ...]:
-        raised = torch.tensor(flags, dtype=torch.int32)
+    def largest(self, *numbers: int) -> tuple[int, ...]:
+        found, failed = self._vote(numbers, False)
+        if failed:
+            said = self._say(None)
+            process, text = next((number, text) for number, text in enumerate(said) if text is not None)
+            raise FailedProcessError(
+                f"S2M sampling in process {self.rank} of {self.size} ends because process {process} failed: {text}"
+            )
+        return found
+
+    def _vote(self, numbers: tuple[int, ...], failed: bool) -> tuple[tuple[int, ...], bool]:
+        votes = torch.zeros(4, dtype=torch.int64)
+        votes[: len(numbers)] = torch.tensor(numbers, dtype=torch.int64)
+        votes[3] = failed
         with self._together():
-            dist.all_reduce(raised, dist.ReduceOp.MAX, self.group)
-        return tuple(map(bool, raised))
+            dist.all_reduce(votes, dist.ReduceOp.MAX, self.group)
+        return tuple(votes[: len(numbers)].tolist()), bool(votes[3])
+
+    def _say(self, text: str | None) -> list[str | None]:
+        said: list[str | None] = [None] * self.size
+        with self._together():
+            dist.all_gather_object(said, text, self.group)
+        return said
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        try:
+            yield
+        except (LostProcessError, FailedProcessError, SystemExit):
+            raise
+        except BaseException as error:
+            try:
+                self._roll_call()
+                self._vote((), True)
+                self._say(f"{type(error).__name__}: {error}")
+            except LostProcessError as lost:
+                error.add_note(str(lost))
+            error.add_note(f"S2M sampling: raised in process {self.rank} of {self.size}")
+            raise
 
     def from_first(self, make: Callable[[], T]) -> T:
         made: list[Any] = [None, None]
@@ -91,17 +143,26 @@ class SeveralProcesses(Processes):
                 made[0] = make()
             except Exception as error:  # for all processes, or the others would wait for nothing
                 made[1] = error
+        self.largest()
         with self._together():
             dist.broadcast_object_list(made, dist.get_global_rank(self.group, 0), self.group)
         if made[1] is not None:
             raise made[1]
         return made[0]
 
-    def same(self, call: dict[str, Any]) -> None:
+    def _roll_call(self) -> None:
+        """Waits for all processes to come to the call, once."""
+        if self._came:
+            return
         try:
             dist.monitored_barrier(self.group, ROLL_CALL, wait_all_ranks=True)
         except RuntimeError as error:
             raise LostProcessError(_absent(self.rank, self.size, error)) from error
+        self._came = True
+
+    def require_same_call(self, call: dict[str, Any]) -> None:
+        self._roll_call()
+        self.largest()
         calls: list[Any] = [None] * self.size
         with self._together():
             dist.all_gather_object(calls, call, self.group)
@@ -115,25 +176,48 @@ class SeveralProcesses(Processes):
                     "(distributed=False lets each sample alone)"
                 )
 
-    def gather(self, part: Tensor, counts: list[int]) -> Tensor:
-        shape = part.shape[1:]
+    def all_gather(self, part: Tensor, counts: list[int]) -> Tensor:
         mine = part[: counts[self.rank]].contiguous().cpu()
-        row_bytes = math.prod(shape) * part.element_size()
-        if row_bytes == 0:
-            return part.new_empty(sum(counts), *shape)
-        padded = torch.zeros(max(counts), row_bytes, dtype=torch.uint8)
-        padded[: len(mine)] = mine.reshape(-1).view(torch.uint8).view(len(mine), row_bytes)
-        parts = [torch.empty_like(padded) for _ in counts]
-        with self._together():
-            dist.all_gather(parts, padded, self.group)
-        rows = torch.cat([rows[:count] for rows, count in zip(parts, counts, strict=True)])
-        return rows.view(part.dtype).reshape(len(rows), *shape).to(part.device)
+        rows = mine.new_empty(sum(counts), *mine.shape[1:])
+        self.largest()
+        row_bytes = math.prod(mine.shape[1:]) * mine.element_size()
+        piece = max(1, PIECE_BYTES // max(row_bytes, 1))
+        first = 0
+        for owner, count in enumerate(counts if row_bytes else []):
+            if owner == self.rank:
+                rows[first : first + count] = mine
+            source = dist.get_global_rank(self.group, owner)
+            for at in range(first, first + count, piece):
+                with self._together():
+                    sent = rows[at : min(at + piece, first + count)]
+                    dist.broadcast(sent.view(-1).view(torch.uint8), source, self.group)
+            first += count
+        return rows
+
+    def gather_to_first(self, part: Tensor, counts: list[int]) -> Tensor | None:
+        mine = part[: counts[self.rank]].contiguous().cpu()
+        self.largest()
+        if self.rank != 0:
+            if mine.numel():
+                with self._together():
+                    dist.send(mine.view(-1).view(torch.uint8), group=self.group, group_dst=0)
+            return None
+        rows = mine.new_empty(sum(counts), *mine.shape[1:])
+        rows[: counts[0]] = mine
+        first = counts[0]
+        for owner in range(1, self.size):
+            here = rows[first : first + counts[owner]]
+            if here.numel():
+                with self._together():
+                    dist.recv(here.view(-1).view(torch.uint8), group=self.group, group_src=owner)
+            first += counts[owner]
+        return rows
 
 
 class Shard:
     """The chains ``first`` to ``first + n`` of ``n_chains``, those that this process runs.
 
-    With fewer chains than processes, some run a chain of another's along, and ``owned`` is 0.
+    If processes outnumber chains, some duplicate a chain and discard it; ``owned`` is 0 then.
     """
 
     def __init__(self, n_chains: int, processes: Processes) -> None:
@@ -147,35 +231,40 @@ class Shard:
         self.n = max(self.owned, 1)
         self.largest = max(self.counts)
 
-    def part(self, chains: Tensor, dim: int = 0) -> Tensor:
+    def slice(self, chains: Tensor, dim: int = 0) -> Tensor:
         """This process's part of something that all chains have, along ``dim``."""
         return chains.narrow(dim, self.first, self.n)
 
-    def restored(self, chains: Tensor, dim: int = 0, *, device: torch.device) -> Tensor:
-        """This process's part of what a checkpoint has, to go on with: a copy."""
-        return self.part(chains, dim).to(device, copy=True).contiguous()
+    def all_gather(self, part: Tensor, dim: int = 0) -> Tensor:
+        """What the chains of all processes have along ``dim``, in their order, on the CPU."""
+        return self.processes.all_gather(part.movedim(dim, 0), self.counts).movedim(0, dim).contiguous()
 
-    def gather(self, part: Tensor, dim: int = 0) -> Tensor:
-        """What the chains of all processes have, in their order."""
-        if self.processes.size == 1:
-            return part
-        return self.processes.gather(part.movedim(dim, 0), self.counts).movedim(0, dim).contiguous()
+    def gather_to_first(self, part: Tensor, dim: int = 0) -> Tensor | None:
+        """The same for the first process alone; None in the others."""
+        rows = self.processes.gather_to_first(part.movedim(dim, 0), self.counts)
+        return None if rows is None else rows.movedim(0, dim).contiguous()
 
-    def mine(self, chains: Tensor) -> Tensor:
+    def owns(self, chains: Tensor) -> Tensor:
         """Which of ``chains``, numbers of chains of the run, are this process's own."""
         return (chains >= self.first) & (chains < self.first + self.owned)
 
-    def collect(self, rows: Tensor, chains: Tensor) -> Tensor:
-        """Rows of all of ``chains`` (n,), from each process those of its own chains, in their order among them."""
+    def all_gather_rows(self, rows: Tensor, owners: Tensor | None = None) -> Tensor:
+        """Rows of all processes, on the CPU: process after process, each as many as it has.
+
+        ``owners`` (n,), numbers of processes, puts each process's rows, in their order, where its number stands.
+        """
         if self.processes.size == 1:
             return rows
-        owner = torch.searchsorted(self.ends, chains.cpu(), right=True)
-        order = torch.argsort(owner, stable=True)
-        counts = torch.bincount(owner, minlength=self.processes.size).tolist()
-        if max(counts) == 0:
-            return rows
-        gathered = self.processes.gather(rows, counts)
-        return torch.empty_like(gathered).index_copy_(0, order.to(gathered.device), gathered)
+        mine = torch.tensor([len(rows)])
+        counts = self.processes.all_gather(mine, [1] * self.processes.size).tolist()
+        gathered = self.processes.all_gather(rows, counts)
+        if owners is None or bool((owners.diff() >= 0).all()):
+            return gathered
+        return gathered[torch.argsort(torch.argsort(owners, stable=True))]
+
+    def owner(self, chains: Tensor) -> Tensor:
+        """The processes that run ``chains``."""
+        return torch.searchsorted(self.ends, chains.cpu(), right=True)
 
 
 _groups: dict[str, dist.ProcessGroup] = {}
@@ -183,9 +272,11 @@ _groups: dict[str, dist.ProcessGroup] = {}
 
 
 def processes_of(distributed: bool) -> Processes:
-    """Those that torchrun started, or that share an initialised process group, if the run is to be shared out."""
+    """The processes that torchrun started, or that share an initialised process group, if the run is to be shared."""
     if not distributed or not dist.is_available():
         return Processes()
+    for name in [name for name, group in _groups.items() if not _alive(group)]:
+        del _groups[name]  # of a default group that was destroyed
     if not dist.is_initialized():
         if not dist.is_torchelastic_launched() or world_size() == 1:
             return Processes()
@@ -207,6 +298,15 @@ def _own_group() -> None:
     if name not in _groups:
         atexit.register(_groups.clear)
         _groups[name] = dist.new_group(backend="gloo", timeout=BLOCK)
+
+
+def _alive(group: dist.ProcessGroup) -> bool:
+    """Whether nobody has destroyed the group."""
+    try:
+        dist.get_process_group_ranks(group)
+    except (KeyError, ValueError, RuntimeError):
+        return False
+    return True
 
 
 def _close() -> None:

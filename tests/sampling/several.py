@@ -5,6 +5,7 @@ sets; this file is also the script that ``torchrun`` itself runs.
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import math
@@ -37,9 +38,9 @@ from toys import (
     class_first_gamma,
 )
 
-from spml_fast import LatentMixture, S2MSampler, s2m_sample
+from spml_fast import IMH, MALA, LatentMixture, MinMax, Mixture, Plan, Rejection, Resample, Run, S2MSampler
 from spml_fast.sampling import SamplingWarning, processes
-from spml_fast.sampling.selection import METHODS
+from spml_fast.sampling.kernels import METHODS
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["pytest", "spml_fast.cli", "sklearn.mixture"])
@@ -96,7 +97,7 @@ def latents(n_steps=24, n_chains=101):
 
 
 def rowwise(clf=None, **options):
-    return S2MSampler(RowwiseGenerator(), clf or RowwiseClassifier(), **({"block_steps": 5} | options))
+    return S2MSampler(RowwiseGenerator(), clf or RowwiseClassifier(), **({"plan": Plan(block_steps=5)} | options))
 
 
 def rare():
@@ -104,22 +105,30 @@ def rare():
 
 
 def gaussian():
-    return S2MSampler(GaussianGenerator(), GaussianClassifier(), block_steps=5)
+    return S2MSampler(GaussianGenerator(), GaussianClassifier(), plan=Plan(block_steps=5))
 
 
 def conditional():
     G = DiscreteGenerator(conditional=True)
     return S2MSampler(
-        G, DiscreteClassifier(G, class_first=True), gamma=class_first_gamma(), block_steps=5, conditional=True
+        G,
+        DiscreteClassifier(G, class_first=True),
+        weight=MinMax(gamma=class_first_gamma()),
+        plan=Plan(block_steps=5),
+        conditional=True,
     )
 
 
 def convolutional():
     torch.manual_seed(0)
-    return S2MSampler(SmallConvGenerator(), SmallConvClassifier(), batch_size=64)
+    return S2MSampler(SmallConvGenerator(), SmallConvClassifier(), plan=Plan(batch_size=64))
 
 
 BOTH = [((0, 1), (2,)), ((0,), ())]
+
+
+OF_RUN = ("checkpoint", "every", "gather", "distributed")
+"""Options of a case's run that are of its Run."""
 
 
 @dataclass
@@ -134,7 +143,10 @@ class Case:
         sampler = self.make()
         if hook is not None:
             before(sampler.G, hook)
-        call = {"seed": 5, "n_samples": None if "latents" in self.call else 101} | self.call | options
+        of_run = {name: options.pop(name) for name in OF_RUN if name in options}
+        given = isinstance(self.call.get("proposal"), torch.Tensor)
+        call = {"seed": 5, "n_samples": None if given else 101} | self.call | options
+        call["run"] = dataclasses.replace(call.get("run", Run()), **of_run)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SamplingWarning)
             return [plain(result) for result in sampler.sample_targets(self.targets, **call)]
@@ -142,16 +154,16 @@ class Case:
 
 CASES = {
     "imh": Case(dict(n_steps=33)),
-    "auto": Case(dict(n_steps="auto", tol=0.05)),
-    "several samples per chain": Case(dict(n_steps=20, samples_per_chain=3, thin=4)),
-    "auto, several samples per chain": Case(dict(n_steps="auto", samples_per_chain=4)),
+    "auto": Case(dict(n_steps="auto", method=IMH(tol=0.05))),
+    "several samples per chain": Case(dict(n_steps=20, method=IMH(samples_per_chain=3, thin=4))),
+    "auto, several samples per chain": Case(dict(n_steps="auto", method=IMH(samples_per_chain=4))),
     "rejection": Case(dict(method="rejection")),
     "rejection of a fixed length": Case(dict(method="rejection", n_steps=40)),
     "resample": Case(dict(method="resample")),
-    "mala": Case(dict(method="mala", n_steps=20, samples_per_chain=3, thin=5), gaussian),
-    "adapt": Case(dict(adapt=True, n_steps=20), rare, [((0, 1, 2), ()), ((0,), ())]),
-    "adapt, resample": Case(dict(adapt=True, method="resample", n_samples=30), rare, [((0, 1, 2), ())]),
-    "adapt, mala": Case(dict(adapt=True, method="mala", n_steps=6, n_samples=40), rare, [((0, 1, 2), ())]),
+    "mala": Case(dict(method=MALA(samples_per_chain=3, thin=5), n_steps=20), gaussian),
+    "adapt": Case(dict(proposal=Mixture(), n_steps=20), rare, [((0, 1, 2), ()), ((0,), ())]),
+    "adapt, resample": Case(dict(proposal=Mixture(), method="resample", n_samples=30), rare, [((0, 1, 2), ())]),
+    "adapt, mala": Case(dict(proposal=Mixture(), method="mala", n_steps=6, n_samples=40), rare, [((0, 1, 2), ())]),
     "draw, mala": Case(dict(method="mala", proposal=draw_weighted, n_steps=6, n_samples=40)),
     "several pools": Case(dict(n_steps=33), conditional, [((0,), (1,)), ((1, 2), ()), ((0, 2), ()), ((2,), ())]),
     "several pools, mala": Case(
@@ -160,22 +172,28 @@ CASES = {
     "one class for all proposals": Case(dict(n_steps=33, proposal_class=2), conditional),
     "stochastic": Case(dict(n_steps=33), functools.partial(rowwise, stochastic=True)),
     "stochastic, several samples per chain": Case(
-        dict(n_steps=12, samples_per_chain=3), functools.partial(rowwise, stochastic=True)
+        dict(n_steps=12, method=IMH(samples_per_chain=3)), functools.partial(rowwise, stochastic=True)
     ),
     "stochastic, rejection": Case(dict(method="rejection"), functools.partial(rowwise, stochastic=True)),
     "draw": Case(dict(n_steps=33, proposal=draw)),
     "draw with weights": Case(dict(n_steps=33, proposal=draw_weighted)),
-    "draw, auto, several samples per chain": Case(dict(n_steps="auto", proposal=draw, samples_per_chain=2)),
+    "draw, auto, several samples per chain": Case(dict(n_steps="auto", proposal=draw, method=IMH(samples_per_chain=2))),
     "draw, resample": Case(dict(method="resample", proposal=draw_weighted)),
     "mixture": Case(dict(n_steps=33, proposal=a_mixture())),
-    "given latents": Case(dict(latents=latents())),
-    "given latents, rejection": Case(dict(latents=latents(), method="rejection")),
-    "first_chain": Case(dict(n_steps=33, first_chain=1000)),
+    "given latents": Case(dict(proposal=latents())),
+    "given latents, rejection": Case(dict(proposal=latents(), method="rejection")),
+    "first_chain": Case(dict(n_steps=33, run=Run(first_chain=1000))),
     "some chains without support": Case(dict(n_steps=2)),
+}
+LOOSE = {  # or the few samples would take long
+    "auto": {"method": IMH(tol=0.1)},
+    "rejection": {"method": Rejection(tol=0.1)},
+    "resample": {"method": Resample(tol=0.1)},
+    "stochastic, rejection": {"method": Rejection(tol=0.1)},
 }
 FEW = {
     f"{name}, {n} samples": Case(
-        {"tol": 0.1} | CASES[name].call | {"n_samples": n}, CASES[name].make, CASES[name].targets
+        CASES[name].call | LOOSE.get(name, {}) | {"n_samples": n}, CASES[name].make, CASES[name].targets
     )
     for n in (1, 2)
     for name in (
@@ -233,7 +251,7 @@ def _without_seconds(value):
 
 def adapted():
     """What ``S2MSampler.adapt`` itself returns."""
-    return _without_seconds(rare().adapt((0, 1, 2), seed=5, n_chains=301).to_state())
+    return _without_seconds(rare().adapt((0, 1, 2), how=Mixture(n_chains=301), seed=5).to_state())
 
 
 def differences(a, b, where=""):
@@ -364,32 +382,32 @@ DIFFERENT = {
     "targets": lambda rank: rowwise().sample(rank, (), 10, 5),
     "n_steps": lambda rank: rowwise().sample(0, (), 10, 5 + rank),
     "method": lambda rank: rowwise().sample(0, (), 10, 5, method=("rejection", "resample")[rank]),
-    "tol": lambda rank: rowwise().sample(0, (), 10, "auto", tol=0.1 + rank / 10),
-    "samples_per_chain": lambda rank: rowwise().sample(0, (), 10, 5, samples_per_chain=1 + rank),
-    "first_chain": lambda rank: rowwise().sample(0, (), 10, 5, first_chain=rank),
-    "gather": lambda rank: rowwise().sample(0, (), 10, 5, gather=bool(rank)),
-    "checkpoint": lambda rank: rowwise().sample(0, (), 10, 5, checkpoint="never written" if rank else None),
-    "adapt": lambda rank: rowwise().sample(0, (), 10, 5, adapt=bool(rank)),
+    "tol": lambda rank: rowwise().sample(0, (), 10, "auto", method=IMH(tol=0.1 + rank / 10)),
+    "samples_per_chain": lambda rank: rowwise().sample(0, (), 10, 5, method=IMH(samples_per_chain=1 + rank)),
+    "first_chain": lambda rank: rowwise().sample(0, (), 10, 5, run=Run(first_chain=rank)),
+    "gather": lambda rank: rowwise().sample(0, (), 10, 5, run=Run(gather=bool(rank))),
+    "checkpoint": lambda rank: rowwise().sample(0, (), 10, 5, run=Run("never written" if rank else None)),
+    "mixture": lambda rank: rowwise().sample(0, (), 10, 5, proposal=Mixture() if rank else None),
     "proposal_class": lambda rank: conditional().sample(0, (), 10, 5, proposal_class=rank),
     "proposal": lambda rank: rowwise().sample(0, (), 10, 5, proposal=_mixture_or_none(rank)),
-    "latents": lambda rank: rowwise().sample(0, latents=latents() + rank),
-    "gamma": lambda rank: rowwise(gamma=0.5 + rank / 10).sample(0, (), 10, 5),
-    "gamma_J": lambda rank: rowwise(gamma_J=[1, 1, 1 + rank]).sample(0, (), 10, 5),
-    "temperature": lambda rank: rowwise(temperature=1 + rank).sample(0, (), 10, 5),
+    "latents": lambda rank: rowwise().sample(0, proposal=latents() + rank),
+    "gamma": lambda rank: rowwise(weight=MinMax(gamma=0.5 + rank / 10)).sample(0, (), 10, 5),
+    "gamma_J": lambda rank: rowwise(weight=MinMax(gamma_J=[1, 1, 1 + rank])).sample(0, (), 10, 5),
+    "temperature": lambda rank: rowwise(weight=MinMax(temperature=1 + rank)).sample(0, (), 10, 5),
     "stochastic": lambda rank: rowwise(stochastic=bool(rank)).sample(0, (), 10, 5),
-    "autocast": lambda rank: rowwise(autocast_dtype=torch.bfloat16 if rank else None).sample(0, (), 10, 5),
+    "precision": lambda rank: rowwise(plan=Plan(precision=torch.bfloat16 if rank else None)).sample(0, (), 10, 5),
     "G": lambda rank: S2MSampler(Weighted(1.0, 1.0, 1 + rank / 10), RowwiseClassifier()).sample(0, (), 10, 5),
     "clf": lambda rank: rowwise(clf=(RowwiseClassifier, NoClass)[rank]()).sample(0, (), 9, 5),
     "order": lambda rank: rowwise().adapt((0, 1), order=[(0, 1), (1, 0)][rank]),
-    "n_chains": lambda rank: rowwise().adapt((0, 1), n_chains=100 + rank),
-    "n_components": lambda rank: rowwise().adapt((0, 1), n_components=1 + rank),
+    "n_chains": lambda rank: rowwise().adapt((0, 1), how=Mixture(n_chains=100 + rank)),
+    "n_components": lambda rank: rowwise().adapt((0, 1), how=Mixture(n_components=1 + rank)),
     "target": lambda rank: rowwise().adapt((0, 1)) if rank else rowwise().sample((0, 1), (), 9, 5),
 }
 
 
 UNDESCRIBED = {
     "proposal": lambda rank: rowwise().sample(0, (), 10, 5, proposal=a_mixture(0.3 + rank / 10)),
-    "latents": lambda rank: rowwise().sample(0, latents=latents().flip(0) if rank else latents()),
+    "latents": lambda rank: rowwise().sample(0, proposal=latents().flip(0) if rank else latents()),
     "G": lambda rank: S2MSampler(Weighted(*[(1.0, 2.0, 1.0), (2.0, 1.0, 1.0)][rank]), NoClass()).sample(
         0, (), 10, 5
     ),
@@ -415,7 +433,7 @@ def warn_and_show(folder):
     """Calls with warnings and a progress bar, stderr apart."""
     with stderr_to(folder / f"stderr{rank_here()}.txt"), warnings.catch_warnings():
         warnings.simplefilter("always")
-        for options in (dict(n_steps=2), dict(n_steps="auto", max_steps=17, tol=1e-4), dict(method="rejection")):
+        for options in (dict(n_steps=2), dict(n_steps="auto", method=IMH(max_steps=17, tol=1e-4)), dict(method="rejection")):
             rowwise().sample((0, 1), (2,), 101, seed=0, progress=True, **options)
 
 
@@ -461,9 +479,9 @@ def part(folder, name):
     rank = rank_here()
     rowwise().sample(0, (), 10, 5)
     if name == "block_steps":
-        said = said_by(lambda: rowwise(block_steps=5 + 5 * rank).sample((0, 1), (2,), 64, 20))
+        said = said_by(lambda: rowwise(plan=Plan(block_steps=5 + 5 * rank)).sample((0, 1), (2,), 64, 20))
     else:
-        said = said_by(lambda: rowwise().adapt((0, 1), n_chains=64, **({"max_components": 2} if rank else {})))
+        said = said_by(lambda: rowwise().adapt((0, 1), how=Mixture(n_chains=64, max_components=2 if rank else 5)))
     torch.save(said, folder / f"part{rank}.pt")
     os._exit(0)
 
@@ -556,13 +574,13 @@ def in_a_group(folder):
     began = time.monotonic()
     if rank == 1:
         found["alone"] = CASES["imh"].run(distributed=False)
-        rare().adapt((0, 1), n_chains=64, distributed=False)
+        rare().adapt((0, 1), how=Mixture(n_chains=64), run=Run(distributed=False))
     else:
         found["alone"] = None
         time.sleep(3)
     found["seconds alone"] = time.monotonic() - began
     found["share"] = CASES["imh"].run()
-    found["s2m_sample"] = s2m_sample(*models(), (0, 1), (2,), 50, 9, seed=0, gather=True)
+    found["gathered"] = S2MSampler(*models()).sample((0, 1), (2,), 50, 9, seed=0, run=Run(gather=True)).samples
     found["same group"] = dist.is_initialized() and dist.group.WORLD is group
     total = torch.tensor(float(rank))
     dist.all_reduce(total)
@@ -639,7 +657,7 @@ def checkpointed(path, name, moment=None, n=0, pace=None, lost=0, **options):
             at_write(path, n, AT_FILE[moment])
     if pace == "slow":
         hook = functools.partial(slowly, hook)
-    options = {"checkpoint_every": 0.0} | options
+    options = {"every": 0.0} | options
     torch.save(CASES[name].run(hook, checkpoint=path, **options), f"{path}.{rank_here()}")
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from spml_fast import S2MSampler
+from spml_fast import MinMax, Plan, S2MSampler
 
 # Fifteen states; which of three attributes each has: every label set twice, no attribute once.
 LABELS = torch.tensor(
@@ -277,10 +277,16 @@ def rowwise(G=None, clf=None, **options):
     return S2MSampler(G or RowwiseGenerator(), clf or RowwiseClassifier(), **options)
 
 
+def in_blocks(steps):
+    """A plan whose blocks of steps are short, so that a short run has several."""
+    return Plan(block_steps=steps)
+
+
 def discrete(dtype=torch.float64, conditional=False, class_first=True, **options):
     G = DiscreteGenerator(dtype, conditional)
     clf = DiscreteClassifier(DiscreteGenerator(torch.float64, conditional), dtype, class_first)
-    return S2MSampler(G, clf, **{"gamma": class_first_gamma() if class_first else 1.0, **options})
+    gamma = class_first_gamma() if class_first else 1.0
+    return S2MSampler(G, clf, **{"weight": MinMax(gamma=gamma), **options})
 
 
 def assert_same(a, b):

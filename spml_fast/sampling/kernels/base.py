@@ -1,0 +1,241 @@
+"""The protocol of sampling kernels: what a method must say so that the driver can run it.
+
+The driver (:mod:`spml_fast.sampling.run`) owns the loop: the schedule, several processes, checkpoints, Ctrl-C, the
+progress bar. A kernel is a dataclass of options with four functions on a :class:`~spml_fast.sampling.State` of
+tensors; none of them knows any of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from ... import _ops
+from ..._models import ClassifierOutput
+from ..chains import State
+from ..models import BatchedModels, Classified, Offer
+from ..processes import Shard
+from ..proposals import Proposal
+from ..weights import JointClass, MinMax, MinMaxWeights
+
+
+class Stopped(Exception):  # noqa: N818, no error: how a proposal that was asked to stop says that it did
+    """The run is to stop, and what was being proposed is dropped."""
+
+
+@dataclass
+class Problem:
+    """What a kernel works on: targets, and the proposals, models and weights that they share.
+
+    Attributes:
+        joint_classes: the T targets.
+        shard: the chains of this process, ``shard.n`` of ``shard.n_chains``.
+        seed: of all draws; 64 bits.
+        first_chain: number of the run's first chain among the chains of this seed.
+        n_samples: samples that are asked for, for each target.
+        n_steps: steps that are asked for; None: "auto".
+        stop: asked between batches, with whether a whole step is done; True ends the proposal there.
+    """
+
+    joint_classes: tuple[JointClass, ...]
+    weight: MinMax
+    models: BatchedModels
+    proposal: Proposal
+    shard: Shard
+    seed: int
+    first_chain: int
+    n_samples: int
+    n_steps: int | None
+    stop: Callable[[bool], bool] = lambda some_step: False
+    _weights: MinMaxWeights | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.first = self.first_chain + self.shard.first
+        """Number of the first chain of this process."""
+        self.chains = torch.arange(self.first, self.first + self.shard.n, device=self.models.device)
+        """(C,) int64: the numbers of this process's chains, by which Philox knows them."""
+        self.classified = Classified(self.models, self.proposal, self.shard.n)
+
+    def offer(self, at: int, n: int) -> Offer:
+        """The proposals of up to ``n`` steps from ``at``, classified."""
+        return self.classified.offer(at, n, self.stop)
+
+    def weights(self, output: ClassifierOutput) -> MinMaxWeights:
+        """The weights of the targets, for logits like these."""
+        if self._weights is None:
+            logits = output.class_logits
+            self._weights = self.weight.on(
+                self.joint_classes,
+                logits.shape[-1],
+                proposal_class=self.models.label or 0,
+                dtype=_ops.compute_dtype(logits.dtype),
+                device=logits.device,
+            )
+        return self._weights
+
+    def log_weights(self, target: int, latents: Tensor) -> Tensor:
+        """(n,) log weights of one target at latents (n, *z_shape), which may come from anywhere.
+
+        Raises:
+            Stopped: the run is to stop.
+        """
+
+        def run(first: int, last: int) -> Tensor:
+            # A clone: a generator may work in place on what it is given.
+            _, output = self.models.classify(latents[first:last].clone())
+            found = self.weights(output).log_weights(output)[target]
+            if not (found < torch.inf).all():  # NaN included
+                raise ValueError("clf returned NaN or infinite logits; every logit must be finite")
+            return found
+
+        return torch.cat(self.in_batches(len(latents), run))
+
+    def in_batches(self, n_rows: int, run: Callable[[int, int], Any]) -> list[Any]:
+        """``run(first, last)`` over ``n_rows`` rows in batches that fit.
+
+        Raises:
+            Stopped: the run is to stop.
+        """
+        found, last = [], 0
+        for _, last, part in self.models.batches(0, n_rows, run, lambda: self.stop(False)):
+            found.append(part)
+        if last < n_rows:
+            raise Stopped
+        return found
+
+    def log_uniform(self, step: int) -> Tensor:
+        """(C,) float64: log u of the accept decision of each chain at ``step``."""
+        steps = torch.full_like(self.chains, step)
+        return _ops.philox_uniform(self.chains, steps, self.seed, dtype=torch.float64).log()
+
+    def normal(self, step: int) -> Tensor:
+        """(C, *z_shape): standard normal numbers of each chain at ``step``; those of the prior's proposals."""
+        z_shape = self.models.z_shape
+        steps = torch.full_like(self.chains, step)
+        numbers = _ops.philox_normal(
+            self.chains, steps, self.seed, torch.Size(z_shape).numel(), dtype=self.models.dtype
+        )
+        return numbers.reshape(-1, *z_shape)
+
+    def gather(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """What the chains of all processes have along ``dim``, in their order, on the CPU."""
+        return self.shard.all_gather(tensor, dim)
+
+
+@dataclass
+class Draws:
+    """Samples of this process's chains: n rows.
+
+    Attributes:
+        target: (n,) index of the target.
+        chain: (n,) index among this process's chains.
+        log_weight: (n,).
+        step: (n,) the step whose proposal each row is, where it is one; rows with one proposal are decoded once.
+        order: (n,) the samples of a target are returned by it, across processes; by chain if None.
+        kept: "latents" (n, *z_shape), unless the proposal can make them again from chain and step; "x"
+            (n, *x_shape) of a stochastic G.
+    """
+
+    target: Tensor
+    chain: Tensor
+    log_weight: Tensor
+    step: Tensor | None = None
+    order: Tensor | None = None
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Draws:
+        """The draws with ``f`` of each tensor in its place."""
+
+        def of(part: Tensor | None) -> Tensor | None:
+            return None if part is None else f(part)
+
+        kept = {name: f(tensor) for name, tensor in self.kept.items()}
+        return Draws(f(self.target), f(self.chain), f(self.log_weight), of(self.step), of(self.order), kept)
+
+    def rows(self, which: Tensor) -> Draws:
+        """Some of the rows, by a mask or by their numbers."""
+        return self.map(lambda tensor: tensor[which])
+
+    @staticmethod
+    def join(parts: list[Draws]) -> Draws:
+        """The rows of several draws, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = zip(*([*vars(part).values()][:5] for part in parts), strict=True)
+        kept = {name: torch.cat([part.kept[name] for part in parts]) for name in parts[0].kept}
+        return Draws(*(None if column[0] is None else torch.cat(column) for column in columns), kept)
+
+
+class Steps(Protocol):
+    """What a kernel proposes: any object that knows how many steps it holds."""
+
+    steps: int
+
+    def first(self, steps: int) -> Any:
+        """The proposals of the first ``steps`` steps alone."""
+
+
+class Kernel:
+    """A sampling method. Subclasses are frozen dataclasses of its options.
+
+    Attributes:
+        name: what results call the method.
+        steps: default of ``n_steps``; None: "auto".
+        automatic: whether ``n_steps="auto"`` is possible, for which :meth:`needed` must be given.
+        first_look: steps after which an automatic length is looked at first.
+        start_steps: steps before the first of ``n_steps``.
+        samples_per_chain, thin, tol, max_steps: options that some methods have.
+    """
+
+    name: ClassVar[str] = "own"
+    steps: ClassVar[int | None] = 200
+    automatic: ClassVar[bool] = False
+    first_look: ClassVar[int] = 16
+    start_steps: ClassVar[int] = 0
+    needs_correction: ClassVar[bool] = False
+    """Whether proposals that a function draws must come with log p_z(z) - log p~_z(z)."""
+    samples_per_chain: int = 1
+    thin: int | None = None
+    tol: float = 0.01
+    max_steps: int = 10_000
+
+    def init(self, problem: Problem) -> State:
+        """The state before the first step."""
+        raise NotImplementedError
+
+    def propose(self, problem: Problem, state: Any, at: int, n: int) -> Steps:
+        """Proposals of up to ``n`` steps from ``at``: calls G and clf, may be interrupted, changes nothing.
+
+        It may hold fewer steps, none included, or raise :class:`Stopped`.
+        """
+        return problem.offer(at, n)
+
+    def accept(self, problem: Problem, state: Any, offer: Any) -> None:
+        """Moves the chains, in place; never interrupted half way."""
+        raise NotImplementedError
+
+    def check(self, problem: Problem, state: Any) -> None:
+        """``ValueError`` if the chains were offered what no chain can weigh; waits for the device."""
+
+    def needed(self, problem: Problem, state: Any, at: int) -> float:
+        """Steps until the target that needs most is served, as far as the weights of ``at`` steps tell."""
+        raise NotImplementedError
+
+    def draws(self, problem: Problem, state: Any, at: int) -> Draws:
+        """Which proposals or states become samples, after ``at`` steps."""
+        raise NotImplementedError
+
+    def diagnostics(
+        self, problem: Problem, state: Any, at: int, between: int, chosen: Draws
+    ) -> list[dict[str, Any]]:
+        """Fields of :class:`~spml_fast.sampling.Diagnostics` for each target that the driver does not know.
+
+        Args:
+            between: steps to the first sample, or from one sample of a chain to the next where those are fewer.
+            chosen: the samples of all processes, without latents; chains are numbered over all processes.
+        """
+        return [{} for _ in problem.joint_classes]

@@ -1,0 +1,147 @@
+"""Independent Metropolis-Hastings: every sample is the state of a chain of its own.
+
+Proposals do not depend on the chain's state, so they are generated and classified in large blocks of steps x
+chains, one pool of them serves every target, and only what becomes a sample is decoded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ..._checks import count
+from ..chains import ChainState, State, along
+from ..length import MAX_STEPS, bound_steps
+from ..models import Offer
+from ..statistics import weight_summary
+from .base import Draws, Kernel, Problem
+
+
+@dataclass
+class IMHState(State):
+    """Chains of every target, and the latents or samples of their states that cannot be made again."""
+
+    chains: ChainState
+    kept: dict[str, Tensor] = along(1, dict)
+    """(T, C, ...) by name."""
+
+
+def check_length(tol: float, max_steps: int) -> None:
+    """The options of an automatic length."""
+    if not 0 < tol < 1:
+        raise ValueError(f"tol must be between 0 and 1, got {tol}")
+    count(max_steps, "max_steps", most=MAX_STEPS)
+
+
+def check_thinning(samples_per_chain: int, thin: int | None) -> None:
+    """The options of chains that give several samples."""
+    count(samples_per_chain, "samples_per_chain", most=MAX_STEPS)
+    if thin is not None:
+        count(thin, "thin", most=MAX_STEPS)
+
+
+@dataclass(frozen=True)
+class IMH(Kernel):
+    """Independent Metropolis-Hastings chains: every sample is independent of the others.
+
+    Source: Cho et al., "Mining Multi-Label Samples from Single Positive Labels", NeurIPS 2022, Algorithm 1.
+
+    Attributes:
+        tol: ``n_steps="auto"`` runs until the bound (1 - 1/M)^n on the distance to every target, in total
+            variation, is at most this, with M estimated from the weights of all chains.
+        max_steps: limit of an automatic length.
+        samples_per_chain: samples that each chain gives, ``thin`` steps apart. As many fewer chains run.
+        thin: as many steps as the bound asks for, for "auto", otherwise n_steps, unless given. Fewer leave samples
+            of one chain correlated.
+    """
+
+    tol: float = 0.01
+    max_steps: int = 10_000
+    samples_per_chain: int = 1
+    thin: int | None = None
+    name: ClassVar[str] = "imh"
+    automatic: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_length(self.tol, self.max_steps)
+        check_thinning(self.samples_per_chain, self.thin)
+
+    def init(self, problem: Problem) -> IMHState:
+        return IMHState(start_chains(problem))
+
+    def accept(self, problem: Problem, state: IMHState, offer: Offer) -> None:
+        scan(problem, state, offer)
+
+    def check(self, problem: Problem, state: IMHState) -> None:
+        state.chains.raise_if_invalid(problem.first)
+
+    def needed(self, problem: Problem, state: IMHState, at: int) -> float:
+        weights = problem.gather(state.chains.weights, 2).numpy()
+        ratios = [weight_summary(weights[:, t], at)[1] for t in range(len(problem.joint_classes))]
+        return max(bound_steps(ratio, self.tol) for ratio in ratios)
+
+    def draws(self, problem: Problem, state: IMHState, at: int) -> Draws:
+        rows = torch.nonzero(state.chains.accepted_step >= 0, as_tuple=True)
+        kept = {name: tensor[rows] for name, tensor in state.kept.items()}
+        return Draws(*rows, state.chains.log_weight[rows], state.chains.accepted_step[rows].long(), kept=kept)
+
+    def diagnostics(
+        self, problem: Problem, state: IMHState, at: int, between: int, chosen: Draws
+    ) -> list[dict[str, Any]]:
+        found = summaries(problem, state.chains, at)
+        for fields in found:
+            fields["tv_bound"] = (1 - 1 / fields["max_weight_ratio"]) ** between
+        return found
+
+
+def start_chains(problem: Problem) -> ChainState:
+    """Chains without a state, in the dtype of logits like the latents; the first logits may say another."""
+    shape = (len(problem.joint_classes), problem.shard.n)
+    return ChainState.start(*shape, problem.models.dtype, problem.models.device)
+
+
+def scan(problem: Problem, state: IMHState, offer: Offer) -> None:
+    """The accept steps of an offer, for all targets at once."""
+    weights = problem.weights(offer.output)
+    dtype = weights.targets.log_gamma.dtype
+    if offer.at == 0 and state.chains.weights.dtype != dtype:  # of the logits, which the latents' need not be
+        state.chains.weights = state.chains.weights.to(dtype)
+    correction = None if offer.log_correction is None else offer.log_correction.to(dtype)
+    at = dict(seed=problem.seed, first_chain=problem.first, first_step=offer.at)
+    weights.scan(state.chains, offer.output, correction, **at)
+    if not offer.kept:
+        return
+    won = state.chains.accepted_step >= offer.at
+    step = (state.chains.accepted_step - offer.at).clamp(min=0).long()
+    chain = torch.arange(won.shape[1], device=won.device)
+    for name, tensor in offer.kept.items():
+        if name not in state.kept:
+            state.kept[name] = tensor.new_zeros(*won.shape, *tensor.shape[2:])
+        for t in range(won.shape[0]):
+            mask = won[t].reshape(-1, *[1] * (tensor.ndim - 2))
+            state.kept[name][t] = torch.where(mask, tensor[step[t], chain], state.kept[name][t])
+
+
+def summaries(problem: Problem, chains: ChainState, at: int) -> list[dict[str, Any]]:
+    """Fields of the diagnostics that all methods with a pool of proposals share, for each target."""
+    weights, counts = (problem.gather(part, 2).numpy() for part in (chains.weights, chains.counts))
+    n = weights.shape[2] * at
+    found = []
+    for t in range(weights.shape[1]):
+        ess, ratio, log_mean = weight_summary(weights[:, t], at)
+        accepted_step, accepted, supported = counts[:, t].astype("int64")
+        found.append(
+            {
+                "acceptance_rate": float(accepted.sum()) / n,
+                "support_rate": float(supported.sum()) / n,
+                "ess_per_proposal": ess,
+                "max_weight_ratio": ratio if n else math.inf,
+                "log_mean_weight": log_mean,
+                "chains_without_support": int((accepted_step < 0).sum()),
+            }
+        )
+    return found

@@ -1,0 +1,257 @@
+"""G and clf as one function from latents to logits: in batches that fit, under the plan's precision, timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import count
+from .._models import ClassifierOutput, Stopwatch, first_tensor, parse_classifier_output
+from .proposals import Proposal
+
+T = TypeVar("T")
+
+BLOCK_ROWS = 65536
+"""Proposals whose logits are held between two accept passes, if the plan does not say."""
+
+FIRST_BATCH = 64
+"""Proposals in the batch that shows the size of x, and in none fewer after it, if the plan does not say."""
+
+BATCH_ELEMENTS = {"cpu": 2**16, "cuda": 2**24}
+"""Elements of x in one batch, if the plan does not say: about what keeps the device busy from its cache."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How G and clf are run.
+
+    Attributes:
+        batch_size: proposals per forward pass; by default from the size of x and the device.
+        block_steps: steps per accept pass; by default as many as make about 65,536 proposals or take a second.
+        device: where to work; G and clf are moved there if given. Default: where G (or clf) is.
+        precision: run G and clf under ``torch.autocast`` in this dtype; weights are float32 all the same.
+        memory_format: convert G and clf to this memory format: ``torch.channels_last``.
+
+    Raises:
+        ValueError, TypeError: an option out of range.
+    """
+
+    batch_size: int | None = None
+    block_steps: int | None = None
+    device: torch.device | str | None = None
+    precision: torch.dtype | None = None
+    memory_format: torch.memory_format | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "block_steps"):
+            if getattr(self, name) is not None:
+                count(getattr(self, name), name)
+        if self.precision is not None and not isinstance(self.precision, torch.dtype):
+            raise TypeError(f"precision must be a torch.dtype, for example torch.bfloat16, got {self.precision!r}")
+        if self.memory_format is not None and not isinstance(self.memory_format, torch.memory_format):
+            raise TypeError(f"memory_format must be a torch.memory_format, got {self.memory_format!r}")
+
+
+@dataclass
+class Models:
+    """G and clf, and how they are run; :meth:`given` makes the copy that one pool of proposals uses.
+
+    Attributes:
+        z_shape: shape of one latent.
+        conditional: whether G takes a label.
+        stochastic: whether G draws noise of its own, so that x must be kept rather than made again.
+    """
+
+    G: Callable[..., Tensor]
+    clf: Callable[[Tensor], object]
+    z_shape: tuple[int, ...]
+    conditional: bool
+    stochastic: bool
+    plan: Plan
+
+    def __post_init__(self) -> None:
+        for model in (self.G, self.clf):
+            if isinstance(model, nn.Module):
+                if self.plan.device is not None:
+                    model.to(self.plan.device)
+                if self.plan.memory_format is not None:
+                    model.to(memory_format=self.plan.memory_format)
+        parameter = first_tensor(self.G, self.clf)
+        self.device = torch.device(self.plan.device or (parameter.device if parameter is not None else "cpu"))
+        double = parameter is not None and parameter.dtype == torch.float64
+        self.dtype = torch.float64 if double else torch.float32  # of the latents
+
+    def given(self, label: int | None, on_rows: Callable[[int], object] = lambda n: None) -> BatchedModels:
+        """The models with G given ``label`` (None: unconditional); ``on_rows(n)`` follows each n proposals."""
+        return BatchedModels(self, label, on_rows)
+
+
+class BatchedModels:
+    """The models of one pool: one label, one batch size, one pair of stopwatches.
+
+    Attributes:
+        batch_size: rows in a batch, None until the first x was seen.
+    """
+
+    def __init__(self, models: Models, label: int | None, on_rows: Callable[[int], object]) -> None:
+        self.models, self.label, self.on_rows = models, label, on_rows
+        self.z_shape, self.stochastic = models.z_shape, models.stochastic
+        self.device, self.dtype = models.device, models.dtype
+        self.batch_size = models.plan.batch_size
+        self.generator_time = Stopwatch(self.device)
+        self.classifier_time = Stopwatch(self.device)
+
+    def batches(
+        self, first: int, last: int, run: Callable[[int, int], T], stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[tuple[int, int, T]]:
+        """``(a, b, run(a, b))`` for rows a to b of a batch, from ``first`` to ``last``, in batches that fit.
+
+        ``stop()`` is asked before each; True ends them there. Batches end at multiples of their size, so that how rows are batched does not depend on where a block of
+        them began. Out of memory, they are halved, but not if the plan says their size.
+        """
+        while first < last and not stop():
+            size = self.batch_size or FIRST_BATCH
+            end = min(last, (first // size + 1) * size)
+            try:
+                found = run(first, end)
+            except torch.OutOfMemoryError:
+                if self.models.plan.batch_size is not None or end - first == 1:
+                    raise
+                self.batch_size = max(1, (end - first) // 2)
+                continue
+            yield first, end, found
+            first = end
+
+    def classify(self, z: Tensor) -> tuple[Tensor, ClassifierOutput]:
+        """x and the logits of one batch of latents."""
+        x = self.generate(z)
+        with self.classifier_time, self._autocast():
+            output = self.models.clf(x)
+        output = parse_classifier_output(output, z.shape[0])
+        if self.label is None:
+            output = output._replace(fake_class_logits=None)
+        elif output.fake_class_logits is None:
+            raise ValueError(
+                "class-conditional proposals need the logits of D_f: clf must return "
+                "(class_logits, fake_class_logits, validity_logit)"
+            )
+        n_classes = output.class_logits.shape[1]
+        if self.label is not None and not 0 <= self.label < n_classes:
+            raise ValueError(f"proposal_class {self.label} is out of range: clf returns {n_classes} class logits")
+        if self.batch_size is None:
+            elements = BATCH_ELEMENTS.get(x.device.type, BATCH_ELEMENTS["cuda"])
+            per_batch = 2 ** int(math.log2(max(1, elements // max(1, x[0].numel()))))
+            self.batch_size = min(max(per_batch, FIRST_BATCH), BLOCK_ROWS)
+        self.on_rows(z.shape[0])
+        return x, output
+
+    def generate(self, z: Tensor) -> Tensor:
+        """x of one batch of latents."""
+        arguments = [z]
+        if self.label is not None:
+            arguments.append(torch.full((z.shape[0],), self.label, device=z.device))
+        with self.generator_time, self._autocast():
+            x = self.models.G(*arguments)
+            if self.models.plan.memory_format is not None and isinstance(x, Tensor) and x.ndim == 4:
+                x = x.contiguous(memory_format=self.models.plan.memory_format)
+        if not isinstance(x, Tensor) or x.ndim < 1 or x.shape[0] != z.shape[0]:
+            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"G must return x of shape ({z.shape[0]}, ...), got {got}")
+        return x
+
+    def _autocast(self) -> torch.autocast:
+        dtype = self.models.plan.precision
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+# --- proposals that were classified and wait for their chains -------------------------------------
+
+
+@dataclass
+class Offer:
+    """What S steps offer to the C chains of this process.
+
+    Attributes:
+        at: the first of the steps.
+        output: logits (S, C, N) of D_r and D_f, (S, C) of D_v.
+        log_correction: (S, C) log p_z(z) - log p~_z(z), or None where it is zero.
+        kept: "latents" (S, C, *z_shape) that cannot be had again, and "x" (S, C, *x_shape) of a stochastic G.
+    """
+
+    at: int
+    steps: int
+    output: ClassifierOutput
+    log_correction: Tensor | None
+    kept: dict[str, Tensor]
+
+    def first(self, steps: int) -> Offer:
+        """The offer of its first ``steps`` steps alone."""
+        parts = (None if part is None else part[:steps] for part in self.output)
+        correction = None if self.log_correction is None else self.log_correction[:steps]
+        kept = {name: tensor[:steps] for name, tensor in self.kept.items()}
+        return Offer(self.at, steps, ClassifierOutput(*parts), correction, kept)
+
+
+class Classified:
+    """The proposals of one pool, classified in order and kept until their step is accepted.
+
+    Rows beyond the last whole step wait for the next call, so nothing is classified twice and batches are what they
+    would be if nothing had stopped them.
+
+    Args:
+        n_chains: chains of this process.
+    """
+
+    def __init__(self, models: BatchedModels, proposal: Proposal, n_chains: int) -> None:
+        self.models, self.proposal, self.n_chains = models, proposal, n_chains
+        self.row = 0
+        """The first row that is not classified."""
+        self.parts: list[tuple[int, dict[str, Tensor]]] = []  # (first row, tensors by name) of the batches
+
+    def offer(self, at: int, steps: int, stop: Callable[[bool], bool]) -> Offer:
+        """The offer of up to ``steps`` steps from ``at``; fewer, also none, if ``stop(some whole step)`` says so,
+        which is asked before each batch.
+        """
+        n = self.n_chains
+        self.parts = [part for part in self.parts if part[0] + len(part[1]["validity_logit"]) > at * n]
+        asked = lambda: stop(self.row // n > at)  # noqa: E731
+        for a, end, rows in self.models.batches(self.row, (at + steps) * n, self._rows, asked):
+            self.parts.append((a, rows))
+            self.row = end
+        steps = min(steps, self.row // n - at)
+        tensors = {name: self._join(name, at * n, (at + steps) * n) for name in self.parts[0][1]} if steps else {}
+        tensors = {name: rows.reshape(steps, n, *rows.shape[1:]) for name, rows in tensors.items()}
+        output = ClassifierOutput(*(tensors.get(name) for name in ClassifierOutput._fields))
+        kept = {name: tensors[name] for name in ("latents", "x") if name in tensors}
+        return Offer(at, steps, output, tensors.get("log_correction"), kept)
+
+    def resume(self, at: int, batch_size: int | None, after: int) -> None:
+        """Go on with step ``at`` of an earlier run, whose batches did not reach over the end of step ``after``.
+
+        The batch that the run was in is made whole again: convolutions round differently in a shorter one.
+        """
+        self.models.batch_size = self.models.models.plan.batch_size or batch_size
+        self.row = at * self.n_chains
+        if self.proposal.regenerates and self.models.batch_size is not None:
+            self.row = max(self.row // self.models.batch_size * self.models.batch_size, after * self.n_chains)
+
+    def _rows(self, first: int, last: int) -> dict[str, Tensor]:
+        latents, correction = self.proposal.rows(first, last)
+        # Copies: models may return the same buffer every time, and work in place on what they are given.
+        kept: dict[str, Any] = {} if self.proposal.regenerates else {"latents": latents.clone()}
+        x, output = self.models.classify(latents)
+        kept |= {name: None if part is None else part.clone() for name, part in output._asdict().items()}
+        if self.models.stochastic:
+            kept["x"] = x.clone()
+        kept["log_correction"] = correction
+        return {name: tensor for name, tensor in kept.items() if tensor is not None}
+
+    def _join(self, name: str, first: int, last: int) -> Tensor:
+        parts = [rows[name][max(first - a, 0) : max(last - a, 0)] for a, rows in self.parts]
+        parts = [part for part in parts if len(part)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)

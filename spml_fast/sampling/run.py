@@ -1,0 +1,386 @@
+"""The loop that runs any kernel: schedule, processes, checkpoints, Ctrl-C, progress, and samples at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .._checks import count
+from .checkpoint import Checkpoint
+from .kernels import Draws, Kernel, Problem, Steps, Stopped
+from .length import Schedule
+from .models import BLOCK_ROWS
+from .processes import LostProcessError, Processes
+from .results import Diagnostics, S2MResult
+
+BLOCK_SECONDS = 1.0
+"""A block of steps ends after about this long: then checkpoints are due and processes agree."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a run is run.
+
+    Attributes:
+        checkpoint: file that the chains are written to every ``every`` seconds, and at the end. If it is there, the
+            run goes on from it, in any number of processes, and ends with the same samples. One run at a time may
+            use it. SIGTERM ends the process once it is written.
+        every: seconds.
+        gather: each process returns the samples of all of them, in the order of the chains.
+        distributed: under ``torchrun``, or in an initialised process group, share the chains out: all processes make
+            the call alike, and each returns the samples of its own chains, bit for bit what one process would draw.
+            False: this process runs them all.
+        first_chain: number of the first chain. Chain c of a run equals chain c of any other with this seed, of
+            method "imh" and a fixed number of steps; what is decided over all chains depends on all of them.
+    """
+
+    checkpoint: str | Path | None = None
+    every: float = 60.0
+    gather: bool = False
+    distributed: bool = True
+    first_chain: int = 0
+
+    def __post_init__(self) -> None:
+        if self.checkpoint is not None and not isinstance(self.checkpoint, (str, Path)):
+            raise TypeError(f"checkpoint must be a path, got {self.checkpoint!r}")
+        if not self.every >= 0:
+            raise ValueError(f"every must be a number of seconds, 0 or more, got {self.every!r}")
+        count(self.first_chain, "first_chain", least=0)
+
+
+class Signals:
+    """Ctrl-C and SIGTERM, noted while a run goes on and acted upon between whole states.
+
+    A second Ctrl-C raises ``KeyboardInterrupt`` at once. SIGTERM is noted where there is a checkpoint to write
+    first; this process ends by it then.
+
+    Attributes:
+        interrupted: whether Ctrl-C came, or was raised by G or clf.
+        terminated: whether SIGTERM came.
+    """
+
+    def __init__(self, wait_for_checkpoint: bool) -> None:
+        self.interrupted = self.terminated = False
+        self.wait_for_checkpoint = wait_for_checkpoint
+
+    @property
+    def stop(self) -> bool:
+        return self.interrupted or self.terminated
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[Signals]:
+        before: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():  # no other can
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
+            if self.wait_for_checkpoint and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+                before[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._terminate)
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            self.end_if_terminated()
+
+    def end_if_terminated(self) -> None:
+        if self.terminated:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _interrupt(self, *_: object) -> None:
+        if self.interrupted:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def _terminate(self, *_: object) -> None:
+        self.terminated = True
+
+
+@dataclass
+class Clock:
+    """Seconds of a run, those before it was picked up from a checkpoint included."""
+
+    problem: Problem
+    total: float = 0.0
+    generator: float = 0.0
+    classifier: float = 0.0
+    started: float = field(default_factory=time.perf_counter)
+
+    def read(self) -> list[float]:
+        """[in all, in G, in clf]"""
+        models = self.problem.models
+        parts = (
+            time.perf_counter() - self.started,
+            models.generator_time.seconds(),
+            models.classifier_time.seconds(),
+        )
+        return [a + b for a, b in zip((self.total, self.generator, self.classifier), parts, strict=True)]
+
+
+@dataclass
+class Driver:
+    """The circumstances of one call of the sampler, in which it runs kernels.
+
+    Attributes:
+        gather: whether every process gets the samples of all.
+    """
+
+    processes: Processes
+    signals: Signals
+    bar: tqdm
+    checkpoint: Checkpoint | None = None
+    gather: bool = False
+
+    def run(self, kernel: Kernel, problem: Problem, schedule: Schedule, name: str) -> list[S2MResult]:
+        """One result for each target of ``problem``; ``name`` is its part of the checkpoint.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C came before the first step.
+        """
+        return _PoolRun(self, kernel, problem, schedule, name).results()
+
+
+class _PoolRun:
+    """One pool of proposals on its way through the loop."""
+
+    def __init__(self, driver: Driver, kernel: Kernel, problem: Problem, schedule: Schedule, name: str) -> None:
+        self.driver, self.kernel, self.problem, self.schedule, self.name = driver, kernel, problem, schedule, name
+        self.signals, self.processes, self.shard = driver.signals, driver.processes, problem.shard
+        self.state = kernel.init(problem)
+        self.done = 0  # steps, those of the start included
+        self.samples: list[Draws] = []  # at each of the schedule's steps
+        self.interrupted = False
+        self.clock = Clock(problem)
+        self.proposal_state: Any = None
+        self.deadline = 0.0
+        problem.stop = self._must_stop
+
+    def results(self) -> list[S2MResult]:
+        with torch.no_grad():
+            self._restore()
+            while self.schedule.next is not None and not self.interrupted:
+                self._advance(self.kernel.start_steps + self.schedule.next)
+                if self.interrupted:
+                    break
+                looks = self.schedule.looks
+                if self.schedule.arrive(self.kernel.needed(self.problem, self.state, self.done) if looks else 0.0):
+                    self._take()
+            self.kernel.check(self.problem, self.state)
+            if self.interrupted and self.done == 0:
+                raise KeyboardInterrupt
+            self._save()
+            self._end_if_terminated()
+            if not self.samples:  # Ctrl-C came first: what the chains have by now
+                self._take()
+            return self._collect()
+
+    def _must_stop(self, some_step: bool) -> bool:
+        return self.signals.stop or (some_step and time.monotonic() > self.deadline)
+
+    def _advance(self, to: int) -> None:
+        """Runs the chains to step ``to``, or to Ctrl-C."""
+        checkpoint, rows = self.driver.checkpoint, self.shard.largest
+        block_steps = self.problem.models.models.plan.block_steps or max(1, BLOCK_ROWS // rows)
+        while self.done < to and not self.interrupted:
+            self.deadline = time.monotonic() + BLOCK_SECONDS
+            offer = self._propose(min(block_steps, to - self.done))
+            due = checkpoint is not None and checkpoint.due()
+            stop, due, negative = self.processes.largest(
+                self._stop_vote(), due, 0 if offer is None else -offer.steps
+            )
+            if (steps := -negative) > 0:
+                self.kernel.accept(self.problem, self.state, offer.first(steps))
+                self.done += steps
+                self.proposal_state = self.problem.proposal.state(self.done)
+                if self.done == steps or self.problem.models.device.type == "cpu":
+                    # On a GPU only once the run is over or before it gets going.
+                    self.kernel.check(self.problem, self.state)
+            self.interrupted = stop > 0
+            if due and not stop:
+                self._save()
+
+    def _propose(self, steps: int) -> Steps | None:
+        """Proposals of up to ``steps`` steps: those that G and clf came to, which nothing else interrupts."""
+        for _ in range(2):
+            try:
+                return self.kernel.propose(self.problem, self.state, self.done, steps)
+            except KeyboardInterrupt:  # raised by G or clf themselves; asked again, what is classified comes
+                self.signals.interrupted = True
+            except Stopped:
+                return None
+        return None
+
+    def _stop_vote(self) -> int:
+        return 2 if self.signals.terminated else int(self.signals.interrupted)
+
+    def _end_if_terminated(self) -> None:
+        """Ends the process if it got SIGTERM, and the run of the others if another one did."""
+        if self.interrupted and self.processes.largest(self._stop_vote())[0] == 2:
+            if self.signals.terminated:
+                raise SystemExit  # to where the signal is given its way
+            raise LostProcessError(
+                f"S2M sampling in process {self.processes.rank} of {self.processes.size}: another process was told "
+                f"to end (SIGTERM); the run goes on from {self.driver.checkpoint.path}"
+            )
+
+    def _take(self) -> None:
+        drawn = self.kernel.draws(self.problem, self.state, self.done)
+        if drawn.order is None:
+            drawn.order = drawn.chain + self.shard.first
+        drawn.order = drawn.order + len(self.samples) * self.shard.n_chains
+        owned = drawn.chain < self.shard.owned
+        self.samples.append(drawn if bool(owned.all()) else drawn.rows(owned))
+
+    # --- checkpoints: the chains of all processes, so that any number of processes can go on ------------------------
+
+    def _save(self) -> None:
+        checkpoint = self.driver.checkpoint
+        if checkpoint is None or self.done == 0:
+            return
+        self.kernel.check(self.problem, self.state)
+        state = self.state.map_chains(self.shard.gather_to_first)
+        samples = [self._all_rows(drawn, with_kept=True) for drawn in self.samples]
+        checkpoint.save(
+            self.name,
+            {
+                "done": self.done,
+                "seconds": self.clock.read(),
+                "schedule": self.schedule.to_plain(),
+                "batch_size": self.problem.models.batch_size,
+                "proposal": self.proposal_state,
+                "state": state.to_plain(),
+                "samples": [vars(drawn) for drawn in samples],
+            },
+        )
+
+    def _restore(self) -> None:
+        checkpoint = self.driver.checkpoint
+        if checkpoint is None or self.name not in checkpoint.parts:
+            return
+        saved, device = checkpoint.parts[self.name], self.problem.models.device
+
+        def mine(tensor: Tensor, dim: int) -> Tensor:
+            return self.shard.slice(tensor, dim).to(device, copy=True).contiguous()
+
+        self.done = saved["done"]
+        self.clock = Clock(self.problem, *saved["seconds"])
+        self.schedule = Schedule(**saved["schedule"])
+        self.state = self.state.from_plain(saved["state"]).map_chains(mine)
+        for drawn in (Draws(**plain) for plain in saved["samples"]):
+            here = drawn.rows(self.shard.owns(drawn.chain)).map(lambda tensor: tensor.to(device, copy=True))
+            here.chain = here.chain - self.shard.first
+            self.samples.append(here)
+        self.proposal_state = saved["proposal"]
+        self.problem.proposal.resume(self.done, self.proposal_state)
+        after = self.schedule.last + (self.kernel.start_steps if self.schedule.last else 0)
+        self.problem.classified.resume(self.done, saved["batch_size"], after)
+        self.driver.bar.update(self.done * self.shard.n)
+
+    # --- samples ----------------------------------------------------------------------------------------------------
+
+    def _all_rows(self, drawn: Draws, with_kept: bool = False) -> Draws:
+        """The rows of all processes, whose chains are numbered over all of them, on the CPU."""
+        rows = replace(drawn, chain=drawn.chain + self.shard.first, kept=drawn.kept if with_kept else {})
+        return rows.map(self.shard.all_gather_rows)
+
+    def _collect(self) -> list[S2MResult]:
+        """The first samples of each target in their order, decoded."""
+        mine = Draws.join(self.samples)
+        everything = self._all_rows(mine).map(Tensor.cpu)
+        chosen, here = [], []
+        owned = self.shard.owns(everything.chain)
+        number = torch.cumsum(owned, 0) - 1  # of this process's rows among its own
+        for t in range(len(self.problem.joint_classes)):
+            rows = torch.nonzero(everything.target == t)[:, 0]
+            rows = rows[torch.argsort(everything.order[rows], stable=True)][: self.problem.n_samples]
+            chosen.append(rows)
+            here.append(number[rows[owned[rows]]])
+        mine = mine.rows(torch.cat(here).to(mine.chain.device))
+        latents, samples = self._decode(mine, [len(rows) for rows in here])
+        results = []
+        taken = everything.rows(torch.cat(chosen))
+        diagnostics = self._diagnostics(taken)
+        for t, rows in enumerate(chosen):
+            chains = everything.chain[rows]
+            parts = [samples[t], latents[t], everything.log_weight[rows], chains]
+            if self.driver.gather:
+                owners = self.shard.owner(chains)
+                parts[:2] = (self.shard.all_gather_rows(part, owners).to(part.device) for part in parts[:2])
+            else:
+                parts[2:] = (part[self.shard.owns(chains)] for part in parts[2:])
+            device = samples[t].device
+            parts[2:] = (part.to(device, copy=True) for part in parts[2:])
+            parts[3] = parts[3] + self.problem.first_chain
+            results.append(S2MResult(self.problem.joint_classes[t], *parts, diagnostics[t]))
+        return results
+
+    def _decode(self, drawn: Draws, counts: list[int]) -> tuple[list[Tensor], list[Tensor]]:
+        """Latents and samples of each target, of which there are ``counts``; equal proposals are decoded once."""
+        problem, models = self.problem, self.problem.models
+        latents = drawn.kept.get("latents")
+        if latents is None:
+            latents = problem.proposal.recall(drawn.chain, drawn.step)
+        if "x" in drawn.kept:
+            return _apart(latents, counts), _apart(drawn.kept["x"], counts)
+        if drawn.step is None:
+            row = order = torch.arange(len(drawn.chain), device=drawn.chain.device)
+            first = ends = row
+        else:
+            proposal, row = torch.unique(drawn.step * self.shard.n + drawn.chain, return_inverse=True)
+            order = torch.argsort(row, stable=True)
+            ends = torch.cumsum(torch.bincount(row, minlength=len(proposal)), 0)
+            first = order[ends - torch.bincount(row, minlength=len(proposal))]
+        samples: list[Tensor] = []
+        # Many generators break on an empty batch: without any sample, one latent tells the shape of x.
+        n = max(len(first), 1)
+        z = latents if len(first) else torch.zeros(1, *models.z_shape, dtype=models.dtype, device=models.device)
+        first = first if len(first) else torch.zeros(1, dtype=torch.int64, device=z.device)
+        local = torch.cat([torch.arange(k) for k in counts]).to(first.device)
+        for a, b, x in models.batches(0, n, lambda a, b: models.generate(z[first[a:b]])):
+            samples = samples or [x.new_empty(k, *x.shape[1:]) for k in counts]
+            if not sum(counts):
+                break
+            rows = order[(ends[a - 1] if a else 0) : ends[b - 1]] if drawn.step is not None else order[a:b]
+            for t, sample in enumerate(samples):
+                of_t = rows[drawn.target[rows] == t]
+                sample[local[of_t]] = x[row[of_t] - a]
+        return _apart(latents, counts), samples
+
+    def _diagnostics(self, chosen: Draws) -> list[Diagnostics]:
+        kernel, schedule, n_chains = self.kernel, self.schedule, self.shard.n_chains
+        steps = max(self.done - kernel.start_steps, 0)
+        burn_in = min(steps, schedule.burn_in or steps)  # an interrupted run may not have come so far
+        thin = schedule.thin or burn_in
+        total, generator, classifier = self.clock.read()
+        between = burn_in if kernel.samples_per_chain == 1 else min(burn_in, thin)
+        fields = dict(
+            n_chains=n_chains,
+            n_steps=steps,
+            burn_in=burn_in,
+            thin=thin,
+            method=kernel.name,
+            interrupted=self.interrupted,
+            proposals_per_second=n_chains * steps / total,
+            seconds_in_generator=generator,
+            seconds_in_classifier=classifier,
+            seconds_in_sampler=max(0.0, total - generator - classifier),
+        )
+        found = kernel.diagnostics(self.problem, self.state, self.done, between, chosen)
+        n_samples = torch.bincount(chosen.target, minlength=len(found)).tolist()
+        return [Diagnostics(**{**fields, "n_samples": n, **own}) for n, own in zip(n_samples, found, strict=True)]
+
+
+def _apart(rows: Tensor, counts: list[int]) -> list[Tensor]:
+    """The rows of each target, none of which holds the memory of all."""
+    return [rows] if len(counts) == 1 else [part.clone() for part in rows.split(counts)]

@@ -1,0 +1,632 @@
+"""S2M sampling: thousands of independent Metropolis-Hastings chains at once.
+
+Source: Cho, Kim, Khan and Choo, "Mining Multi-Label Samples from Single Positive Labels", NeurIPS 2022,
+Algorithm 1. Proposals of independent Metropolis-Hastings do not depend on the chain's state, so they are
+generated and classified in large batches, one pool of them serves every joint class, and only each chain's last
+accepted proposal is decoded.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .._checks import count, renamed
+from .._models import eval_mode, latent_shape, takes_label
+from .adaptation import adapt, adapt_where_it_pays, check_order
+from .checkpoint import PROBE, identity, opened, probe
+from .kernels import IMH, METHODS, Kernel, Problem
+from .length import MAX_STEPS, Schedule
+from .models import Models, Plan
+from .processes import Shard, processes_of
+from .proposals import (
+    DrawLatents,
+    DrawnProposal,
+    GivenLatents,
+    LatentMixture,
+    Mixture,
+    MixtureProposal,
+    PriorProposal,
+    Proposal,
+)
+from .results import AdaptationPath, S2MResult, SamplingWarning, warn
+from .run import Driver, Run, Signals
+from .weights import Indices, JointClass, MinMax, joint_class
+
+ProposalOption = LatentMixture | Mixture | DrawLatents | Tensor | np.ndarray | None
+"""What ``proposal=`` takes; None is the standard normal prior."""
+
+_NOW = {
+    "gamma": "weight=spml_fast.MinMax(gamma=...)",
+    "gamma_J": "weight=spml_fast.MinMax(gamma_J=...)",
+    "temperature": "weight=spml_fast.MinMax(temperature=...)",
+    "validity_temperature": "weight=spml_fast.MinMax(validity_temperature=...)",
+    "batch_size": "plan=spml_fast.Plan(batch_size=...)",
+    "block_steps": "plan=spml_fast.Plan(block_steps=...)",
+    "device": "plan=spml_fast.Plan(device=...)",
+    "autocast_dtype": "plan=spml_fast.Plan(precision=...)",
+    "channels_last": "plan=spml_fast.Plan(memory_format=torch.channels_last)",
+}
+_NOW_OF_CALLS = {
+    "tol": "method=spml_fast.IMH(tol=...) (or Rejection, Resample)",
+    "max_steps": "method=spml_fast.IMH(max_steps=...) (or Rejection, Resample)",
+    "samples_per_chain": "method=spml_fast.IMH(samples_per_chain=...) (or MALA)",
+    "thin": "method=spml_fast.IMH(thin=...) (or MALA)",
+    "adapt": "proposal=spml_fast.Mixture(...)",
+    "latents": "proposal=latents",
+    "first_chain": "run=spml_fast.Run(first_chain=...)",
+    "distributed": "run=spml_fast.Run(distributed=...)",
+    "gather": "run=spml_fast.Run(gather=...)",
+    "checkpoint": "run=spml_fast.Run(checkpoint=...)",
+    "checkpoint_every": "run=spml_fast.Run(every=...)",
+}
+_NOW_OF_ADAPT = {
+    name: f"how=spml_fast.Mixture({name}=...)"
+    for name in ("n_chains", "max_steps", "n_components", "max_components", "covariance", "prior_share")
+} | {"distributed": "run=spml_fast.Run(distributed=...)"}
+_NOW_OF_S2M_SAMPLE = {
+    name: f"S2MSampler(G, clf, {name}=...).sample(I, J).samples"
+    for name in ("conditional", "stochastic", "plan", "proposal", "proposal_class", "run", "progress")
+}
+
+
+class S2MSampler:
+    """A sampler of joint classes (has all attributes in I, none in J) from an existing generator.
+
+    Args:
+        G: ``G(z) -> x`` or, class-conditional, ``G(z, label) -> x``, with x (B, *x_shape) for z (B, *z_shape) and
+            label (B,) int64. A generator that requires a second argument is taken as class-conditional;
+            ``conditional`` says it where that guess is wrong.
+        clf: ``clf(x) -> (class_logits, validity_logit)`` or ``(class_logits, fake_class_logits or None,
+            validity_logit)``, or a dict with those names: logits (B, N) of D_r, (B, N) of D_f (needed for
+            class-conditional proposals) and (B,) or (B, 1) of D_v. They are used as density ratios, so they
+            must be calibrated; :func:`spml_fast.train_density_ratio` makes such a clf.
+        z_dim: latent size, an int or a shape; ``G.z_dim`` unless given.
+        weight: gamma and temperatures, a :class:`MinMax`; all 1 unless given.
+        plan: how the models are run: batch size, device, precision; a :class:`Plan`.
+        conditional: whether G takes a label.
+        stochastic: G draws noise of its own, so a latent does not determine x: keep samples as the chains run
+            instead of decoding the latents of their states at the end.
+
+    Results depend on (seed, chain, step) alone: not on the plan, threads, processes, or the number of other chains
+    (but where a length, a bound or a step size is found over all of them), provided that G and clf compute each row
+    alike however rows are batched. Convolutions and matrix products round a little differently from one batch size
+    to the next; with them, chains agree but for rare proposals whose accept decision falls within that rounding.
+
+    Raises:
+        ValueError, TypeError: for anything malformed, before sampling starts or with the first batch.
+    """
+
+    @renamed(**_NOW)
+    def __init__(
+        self,
+        G: Callable[..., Tensor],
+        clf: Callable[[Tensor], object],
+        *,
+        z_dim: int | Sequence[int] | None = None,
+        weight: MinMax | None = None,
+        plan: Plan | None = None,
+        conditional: bool | None = None,
+        stochastic: bool = False,
+    ):
+        for name, value in (("G", G), ("clf", clf)):
+            if not callable(value):
+                raise TypeError(f"{name} must be callable, got {type(value).__name__}")
+        for name, value, kind in (("weight", weight, MinMax), ("plan", plan, Plan)):
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(f"{name} must be a spml_fast.{kind.__name__}, got {value!r}")
+        conditional = takes_label(G) if conditional is None else conditional
+        self.weight = weight or MinMax()
+        self.models = Models(G, clf, latent_shape(G, z_dim), conditional, stochastic, plan or Plan())
+
+    def sample(
+        self,
+        I: Indices,
+        J: Indices = (),
+        n_samples: int | None = None,
+        n_steps: int | str | None = None,
+        **options: Any,
+    ) -> S2MResult:
+        """Samples of one joint class; arguments as in :meth:`sample_targets`."""
+        return self.sample_targets([(I, J)], n_samples, n_steps, **options)[0]
+
+    @renamed(**_NOW_OF_CALLS)
+    def sample_targets(
+        self,
+        targets: Iterable[tuple[Indices, Indices]],
+        n_samples: int | None = None,
+        n_steps: int | str | None = None,
+        *,
+        method: str | Kernel = "imh",
+        proposal: ProposalOption = None,
+        proposal_class: int | None = None,
+        seed: int | None = None,
+        run: Run | None = None,
+        progress: bool = False,
+    ) -> list[S2MResult]:
+        """Many joint classes from one pool of proposals; result t equals ``sample(*targets[t])``, bit for bit.
+
+        Class-conditional proposals make one pool for each proposal class among the targets, adapted proposals one
+        for each target. Chains of n_steps="auto" run as long as the target of their pool that needs most.
+
+        Args:
+            targets: (I, J) pairs of class indices; an int is one index; J may be empty.
+            n_samples: samples per joint class, each of a chain of its own unless ``samples_per_chain`` of the method
+                says otherwise. Default 64.
+            n_steps: proposals that each chain is offered before it gives its first sample, by default 200; of
+                :class:`Rejection` and :class:`Resample` proposals per sample, by default "auto". "auto": as many as
+                bring the bound on the distance to every target down to the method's ``tol``.
+            method: :class:`IMH`, :class:`Rejection`, :class:`Resample`, :class:`MALA`, or a kernel of one's own; the
+                strings "imh", "rejection", "resample" and "mala" stand for them with their default options.
+                Rejection and resampling take their samples from all proposals of the run, and so need fewer; MALA is
+                for joint classes that proposals do not reach. Bounds and lengths are those of the weights that were
+                met: where heavier ones exist that no proposal came upon, every method is further off than it can
+                tell.
+            proposal: in place of the standard normal prior,
+
+                * :class:`Mixture`: a proposal fitted to each target that the prior serves badly, and how;
+                  ``result.adaptation`` is the path to it;
+                * :class:`LatentMixture`: a mixture that was fitted before (:meth:`adapt`);
+                * ``draw(n, generator) -> latents (n, *z_shape)`` or ``(latents, log weights (n,))``, called once a
+                  step with n chains, the log weights being log p_z(z) - log p~_z(z). MALA needs them, and p_z is the
+                  standard normal;
+                * latents (n_steps, n_samples, *z_shape), a tensor or an array of proposals drawn elsewhere; they fix
+                  n_steps and n_samples.
+            proposal_class: label of class-conditional proposals; I[0] of each target unless given.
+            seed: 64-bit integer; drawn from torch's global generator unless given.
+            run: checkpoint, processes, number of the first chain; a :class:`Run`.
+            progress: show a tqdm bar.
+
+        Returns:
+            One :class:`S2MResult` per target, in order. A chain that never met the support of its target has no
+            sample; ``diagnostics.chains_without_support`` counts them and a warning says so.
+
+        Raises:
+            ValueError, TypeError: for arguments that do not fit, before anything is drawn.
+            LostProcessError: another process of the run is gone.
+            FailedProcessError: another process of the run raised an exception.
+
+        Ctrl-C, once the first step is over, ends the call with what its chains have by then, and with no samples of
+        pools that have not begun; ``diagnostics.interrupted`` is set. A second Ctrl-C raises at once.
+        """
+        joint_classes = [joint_class(target) for target in targets]
+        if not joint_classes:
+            raise ValueError("targets is empty: expected at least one (I, J) pair")
+        run = run or Run()
+        if not isinstance(run, Run):
+            raise TypeError(f"run must be a spml_fast.Run, got {run!r}")
+        kernel = _kernel(method)
+        if isinstance(proposal, (Tensor, np.ndarray)):
+            proposal = self._checked_latents(proposal, n_samples, n_steps, kernel)
+            n_steps, n_samples = proposal.shape[:2]
+        call = Call(
+            joint_classes=joint_classes,
+            n_samples=count(64 if n_samples is None else n_samples, "n_samples"),
+            n_steps=_checked_steps(n_steps, kernel),
+            kernel=kernel,
+            proposal=proposal,
+            proposal_class=proposal_class,
+            seed=None if seed is None else _signed(seed),
+        )
+        self._check(call, run)
+        with self._driver(call, run, progress) as (driver, call):
+            checkpoint, paths = driver.checkpoint, [None] * len(joint_classes)
+            if isinstance(proposal, Mixture):
+                if checkpoint is not None and "adaptation" in checkpoint.parts:
+                    saved = checkpoint.parts["adaptation"]
+                    paths = [None if path is None else AdaptationPath.from_state(path) for path in saved]
+                else:
+                    draw = self._draw_chains(driver, call)
+                    paths = adapt_where_it_pays(draw, driver.processes, joint_classes, call.seed, proposal)
+                    if checkpoint is not None:
+                        state = [None if path is None else path.to_state() for path in paths]
+                        checkpoint.save("adaptation", state)
+            results = self._run(driver, call, run.first_chain, paths)
+        if driver.processes.rank == 0:
+            for result in results:
+                _warn_of(result, call)
+        return results
+
+    @renamed(**_NOW_OF_ADAPT)
+    def adapt(
+        self,
+        I: Indices,
+        J: Indices = (),
+        how: Mixture | None = None,
+        *,
+        order: Sequence[int] | None = None,
+        proposal_class: int | None = None,
+        seed: int | None = None,
+        run: Run | None = None,
+        progress: bool = False,
+    ) -> AdaptationPath:
+        """A proposal for a rare joint class, fitted to latents of its samples (latent adaptation).
+
+        Where the prior meets the joint class often enough, one stage does. Otherwise attributes are added one at a
+        time (repeated adaptation): each stage samples the joint class of the attributes so far from the proposal
+        before, and fits the next proposal to the latents of its samples. The cost grows with the number of
+        attributes, not with one over the probability of having all of them. Pass ``path.mixture`` as ``proposal``;
+        weights correct for it exactly.
+
+        Args:
+            I, J, proposal_class, seed, progress: as in :meth:`sample_targets`.
+            how: the mixture, and what its stages may cost.
+            order: the attributes of I and J in the order in which they are added, beginning in I. By default the
+                one that the proposals so far serve best (the largest effective sample size) is added next.
+            run: ``Run(distributed=False)`` keeps other processes out of it; nothing else of it applies.
+
+        Raises:
+            ValueError: an order that does not fit; a stage that the chains hardly met.
+            KeyboardInterrupt: on Ctrl-C.
+        """
+        target, how = JointClass(I, J), how or Mixture()
+        if not isinstance(how, Mixture):
+            raise TypeError(f"how must be a spml_fast.Mixture, got {how!r}")
+        run = run or Run()
+        if run != Run(distributed=run.distributed):
+            raise ValueError(f"an adaptation has no checkpoint, gathers always, and no first chain: got {run}")
+        check_order(target, order)
+        seed = None if seed is None else _signed(seed)
+        call = Call([target], how.n_chains, None, IMH(), how, proposal_class, seed, order)
+        self._check(call, run)
+        with self._driver(call, run, progress) as (driver, call):
+            draw = self._draw_chains(driver, call)
+            return adapt(draw, driver.processes, target, call.seed, how, order)
+
+    @contextmanager
+    def _driver(self, call: Call, run: Run, progress: bool) -> Iterator[tuple[Driver, Call]]:
+        """What runs the call: processes that agree on it, its checkpoint, a bar; and the call with a seed."""
+        models, processes = self.models, processes_of(run.distributed)
+        signals = Signals(wait_for_checkpoint=run.checkpoint is not None)
+        with signals.noted(), eval_mode(models.G, models.clf), processes.failing_together():
+            told = self._identity(call) if processes.size > 1 or run.checkpoint is not None else {}
+            told["first_chain"] = run.first_chain
+            processes.require_same_call(
+                {
+                    **told,
+                    "gather": run.gather,
+                    "checkpoint": run.checkpoint is not None,
+                    "block_steps": models.plan.block_steps,
+                }
+            )
+
+            def seed() -> int:
+                drawn = int(torch.randint(2**63 - 1, ())) if call.seed is None else call.seed
+                return processes.from_first(lambda: drawn)
+
+            steps = math.inf
+            if call.n_steps is not None:
+                steps = call.schedule().expected_steps + call.kernel.start_steps
+            bar = tqdm(
+                total=None
+                if math.isinf(steps)
+                else steps * call.n_chains * len(self._pools(call)) // processes.size,
+                desc="S2M sampling",
+                unit=" proposals",
+                unit_scale=True,
+                disable=not (progress and processes.rank == 0),
+            )
+            with bar:
+                if run.checkpoint is None:
+                    yield Driver(processes, signals, bar, gather=run.gather), replace(call, seed=seed())
+                    return
+                told[PROBE] = probe(models, [label for label, _ in self._pools(call)])
+                with opened(run.checkpoint, told, seed, run.every, processes) as checkpoint:
+                    driver = Driver(processes, signals, bar, checkpoint, run.gather)
+                    yield driver, replace(call, seed=checkpoint.seed)
+
+    def _run(
+        self, driver: Driver, call: Call, first_chain: int = 0, paths: Sequence[AdaptationPath | None] = ()
+    ) -> list[S2MResult]:
+        """Samples of each joint class; ``paths`` are the adaptations of their proposals, where there are any."""
+        results: dict[int, S2MResult] = {}
+        shard = Shard(call.n_chains, driver.processes)
+        for number, ((label, path), members) in enumerate(self._pools(call, paths).items()):
+            chains = torch.arange(shard.n, device=self.models.device) + first_chain + shard.first
+            problem = Problem(
+                joint_classes=tuple(call.joint_classes[t] for t in members),
+                weight=self.weight,
+                models=self.models.given(label, driver.bar.update),
+                proposal=self._proposal(call, shard, chains, None if path is None else paths[path].mixture),
+                shard=shard,
+                seed=call.seed,
+                first_chain=first_chain,
+                n_samples=call.n_samples,
+                n_steps=call.n_steps,
+            )
+            try:
+                found = driver.run(call.kernel, problem, call.schedule(), f"pool {number}")
+            except KeyboardInterrupt:
+                if not results:
+                    raise
+                break
+            for t, result in zip(members, found, strict=True):
+                results[t] = result if path is None else replace(result, adaptation=paths[path])
+            if found[0].diagnostics.interrupted:
+                break
+        begun = next(iter(results.values()))
+        return [results.get(t) or _not_begun(target, begun) for t, target in enumerate(call.joint_classes)]
+
+    def _draw_chains(self, driver: Driver, call: Call) -> Callable[..., list[S2MResult]]:
+        """The function by which an adaptation draws chains: those of all processes, without a checkpoint."""
+        driver = replace(driver, checkpoint=None, gather=True)
+
+        def draw(
+            joint_classes: Sequence[JointClass],
+            n_chains: int,
+            n_steps: int,
+            seed: int,
+            proposal: LatentMixture | None,
+            label: int | None,
+        ) -> list[S2MResult]:
+            if call.proposal_class is not None or not self.models.conditional:
+                label = call.proposal_class
+            chains = Call(joint_classes, n_chains, n_steps, IMH(), proposal, label, seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SamplingWarning)
+                results = self._run(driver, chains)
+            if any(result.diagnostics.interrupted for result in results):
+                raise KeyboardInterrupt
+            return results
+
+        return draw
+
+    def _pools(
+        self, call: Call, paths: Sequence[AdaptationPath | None] = ()
+    ) -> dict[tuple[int | None, int | None], list[int]]:
+        """The targets that share their proposals, by the label of these and the target whose adaptation they are."""
+        pools: dict[tuple[int | None, int | None], list[int]] = {}
+        for t, target in enumerate(call.joint_classes):
+            label = None
+            if self.models.conditional:
+                label = target.I[0] if call.proposal_class is None else call.proposal_class
+            own = t if paths and paths[t] is not None else None
+            pools.setdefault((label, own), []).append(t)
+        return pools
+
+    def _proposal(self, call: Call, shard: Shard, chains: Tensor, adapted: LatentMixture | None) -> Proposal:
+        given = adapted or call.proposal
+        if isinstance(given, Tensor):
+            return GivenLatents(shard.slice(given, 1))
+        arguments = (self.models.z_shape, chains, call.seed, self.models.dtype)
+        if isinstance(given, LatentMixture):
+            return MixtureProposal(given, *arguments)
+        if given is None or isinstance(given, Mixture):
+            return PriorProposal(*arguments)
+        here = slice(shard.first, shard.first + shard.n)
+        needs = call.kernel.needs_correction
+        return DrawnProposal(given, shard.n_chains, here, call.seed, self.models.device, needs)
+
+    def _check(self, call: Call, run: Run) -> None:
+        """Errors of arguments that cannot be combined, before anything is drawn."""
+        if call.proposal_class is not None and not self.models.conditional:
+            raise ValueError(
+                f"proposal_class={call.proposal_class}, but G takes no label; "
+                "pass conditional=True to S2MSampler if it does"
+            )
+        if call.schedule().expected_steps > MAX_STEPS:
+            raise ValueError(f"the chains would take {call.schedule().expected_steps} steps, more than 2^31 - 1")
+        if call.kernel.name == "mala" and self.models.stochastic:
+            raise ValueError("method='mala' follows gradients through G, which must not draw noise of its own")
+        proposal = call.proposal
+        known = (LatentMixture, Mixture, Tensor)
+        if proposal is not None and not isinstance(proposal, known) and not callable(proposal):
+            raise TypeError(
+                "proposal must be a LatentMixture, a Mixture, latents, or a function draw(n, generator), "
+                f"got {proposal!r}"
+            )
+        if isinstance(proposal, LatentMixture) and proposal.dim != math.prod(self.models.z_shape):
+            raise ValueError(
+                f"the mixture is of latents of {proposal.dim} numbers, G takes {math.prod(self.models.z_shape)}"
+            )
+        if run.first_chain and callable(proposal):
+            raise ValueError(
+                f"first_chain={run.first_chain} with a function that draws proposals: what it draws depends on the "
+                "order of its calls, not on the number of a chain. Pass latents, or let first_chain be 0"
+            )
+        for target in call.joint_classes:
+            self.weight.values(target)
+
+    def _identity(self, call: Call) -> dict[str, Any]:
+        """What must be the same in all processes, and in a run that goes on from a checkpoint, in plain values."""
+        models = self.models
+        told = dict(
+            G=models.G,
+            clf=models.clf,
+            z_shape=models.z_shape,
+            conditional=models.conditional,
+            stochastic=models.stochastic,
+            dtype=str(models.dtype),
+            precision=str(models.plan.precision),
+            targets=[str(target) for target in call.joint_classes],
+            n_samples=call.n_samples,
+            n_steps="auto" if call.n_steps is None else call.n_steps,
+            **identity(call.kernel),
+            proposal=call.proposal,
+            order=call.order,
+            proposal_class=call.proposal_class,
+            seed=call.seed,
+        )
+        weights = [self.weight.values(target) for target in call.joint_classes]
+        told |= {name: [values[name].tolist() for values in weights] for name in weights[0]}
+        return {name: identity(value) for name, value in told.items()}
+
+    def _checked_latents(
+        self, latents: Tensor | np.ndarray, n_samples: int | None, n_steps: int | str | None, kernel: Kernel
+    ) -> Tensor:
+        if isinstance(n_steps, str) or kernel.samples_per_chain != 1 or kernel.needs_correction:
+            raise ValueError(
+                f"given latents fix the number of steps: {n_steps=}, samples_per_chain={kernel.samples_per_chain}, "
+                f"method={kernel.name!r} cannot be"
+            )
+        latents = torch.as_tensor(latents)
+        expected = tuple(
+            given if given is not None else name
+            for given, name in ((n_steps, "n_steps"), (n_samples, "n_samples"))
+        )
+        matches = latents.ndim == 2 + len(self.models.z_shape) and all(
+            isinstance(want, str) or want == got
+            for want, got in zip((*expected, *self.models.z_shape), latents.shape, strict=True)
+        )
+        if not matches:
+            shape = ", ".join(map(str, (*expected, *self.models.z_shape)))
+            raise ValueError(f"latents must have shape ({shape}), got {tuple(latents.shape)}")
+        return latents.to(device=self.models.device, dtype=self.models.dtype)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the sampler, checked.
+
+    Attributes:
+        n_steps: None: "auto".
+        seed: None until one is drawn.
+        order: of an adaptation.
+    """
+
+    joint_classes: Sequence[JointClass]
+    n_samples: int
+    n_steps: int | None
+    kernel: Kernel
+    proposal: LatentMixture | Mixture | DrawLatents | Tensor | None = field(repr=False)
+    proposal_class: int | None
+    seed: int | None
+    order: Sequence[int] | None = None
+
+    @property
+    def n_chains(self) -> int:
+        return -(-self.n_samples // self.kernel.samples_per_chain)
+
+    def schedule(self) -> Schedule:
+        kernel = self.kernel
+        options = (kernel.max_steps, kernel.samples_per_chain, kernel.thin, kernel.first_look)
+        return Schedule.of(self.n_steps, *options)
+
+
+@renamed(**_NOW | _NOW_OF_CALLS | _NOW_OF_S2M_SAMPLE)
+def s2m_sample(
+    G: Callable[..., Tensor],
+    clf: Callable[[Tensor], object],
+    I: Indices,
+    J: Indices = (),
+    n_samples: int = 64,
+    n_steps: int | str | None = None,
+    *,
+    z_dim: int | Sequence[int] | None = None,
+    weight: MinMax | None = None,
+    method: str | Kernel = "imh",
+    seed: int | None = None,
+) -> Tensor:
+    """Samples of the joint class that has all attributes in I and none in J: (n_samples, *x_shape), on G's device.
+
+    The short form of :class:`S2MSampler` and its :meth:`~S2MSampler.sample_targets`, where the arguments are
+    explained; use the class for diagnostics, latents, weights and more options. Fewer rows come back, with a
+    warning, if chains never met the joint class; under ``torchrun`` those of this process's chains.
+
+    >>> x = spml_fast.s2m_sample(G, clf, I=[0, 2], J=1)  # doctest: +SKIP
+    """
+    sampler = S2MSampler(G, clf, z_dim=z_dim, weight=weight)
+    return sampler.sample(I, J, n_samples, n_steps, method=method, seed=seed).samples
+
+
+def _kernel(method: str | Kernel) -> Kernel:
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}, or a kernel, got {method!r}")
+        return METHODS[method]()
+    if not isinstance(method, Kernel):
+        raise TypeError(f"method must be one of {', '.join(METHODS)}, or a kernel, got {method!r}")
+    return method
+
+
+def _checked_steps(n_steps: int | str | None, kernel: Kernel) -> int | None:
+    if n_steps is None:
+        return kernel.steps
+    if isinstance(n_steps, str):
+        if n_steps != "auto":
+            raise ValueError(f"n_steps must be a number or 'auto', got {n_steps!r}")
+        if not kernel.automatic:
+            raise ValueError(
+                f"method={kernel.name!r} has no bound to stop at: n_steps must be a number, got 'auto'"
+            )
+        return None
+    return count(n_steps, "n_steps", most=MAX_STEPS)
+
+
+def _not_begun(target: JointClass, other: S2MResult) -> S2MResult:
+    """The empty result of a joint class before whose pool Ctrl-C came; shapes are those of another's."""
+    diagnostics = replace(
+        other.diagnostics,
+        n_steps=0,
+        burn_in=0,
+        thin=0,
+        n_samples=0,
+        acceptance_rate=0.0,
+        support_rate=0.0,
+        ess_per_proposal=0.0,
+        max_weight_ratio=math.inf,
+        log_mean_weight=-math.inf,
+        tv_bound=None if other.diagnostics.tv_bound is None else 1.0,
+        chains_without_support=other.diagnostics.n_chains,
+        proposals_per_second=0.0,
+        seconds_in_generator=0.0,
+        seconds_in_classifier=0.0,
+        seconds_in_sampler=0.0,
+        interrupted=True,
+    )
+    return replace(other.first(0), joint_class=target, diagnostics=diagnostics, adaptation=None)
+
+
+def _warn_of(result: S2MResult, call: Call) -> None:
+    d, kernel, n_samples = result.diagnostics, call.kernel, call.n_samples
+    if d.n_steps == 0:
+        warn(f"there are no samples of {result.joint_class}: Ctrl-C came before its chains began")
+    elif d.chains_without_support > 0:
+        warn(
+            f"{d.chains_without_support} of {d.n_chains} chains never met the support of {result.joint_class} in "
+            f"{d.n_steps} steps and have no sample"
+        )
+    elif (
+        d.method == "resample" and d.ess_per_proposal * d.n_chains * d.n_steps < n_samples and call.n_steps is None
+    ):
+        warn(
+            f"{n_samples} samples of {result.joint_class} were resampled from proposals that are worth "
+            f"{d.ess_per_proposal * d.n_chains * d.n_steps:.0f} independent ones; take more steps (max_steps="
+            f"{kernel.max_steps} was the budget)"
+        )
+    elif d.n_samples < n_samples:
+        warn(
+            f"{n_samples - d.n_samples} of {n_samples} samples of {result.joint_class} are missing: "
+            + (
+                f"rejection accepted too few of {d.n_chains * d.n_steps} proposals (M = {d.max_weight_ratio:.0f})"
+                if d.method == "rejection"
+                else "their chains had not met its support by then, or the run was interrupted"
+            )
+        )
+    if call.n_steps is None and d.burn_in >= kernel.max_steps and d.tv_bound > kernel.tol and not d.interrupted:
+        advice = (
+            "Calibrate D_v" if result.adaptation else "Adapt the proposals (proposal=Mixture()), calibrate D_v"
+        )
+        warn(
+            f"{result.joint_class}: after max_steps={kernel.max_steps} steps the bound on the distance to the "
+            f"target is {d.tv_bound:.2g}, not tol={kernel.tol:g} (M = {d.max_weight_ratio:.0f}). {advice} or "
+            "temper it (validity_temperature above 1), train a better generator, or take more steps"
+        )
+
+
+def _signed(seed: int) -> int:
+    """The int64 with the bits of a seed between -2^63 and 2^64."""
+    seed = operator.index(seed)
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed must fit into 64 bits, got {seed}")
+    return seed - 2**64 if seed >= 2**63 else seed
