@@ -84,7 +84,7 @@ def exclusive(path: str | Path) -> Iterator[None]:
 
 
 def digest(tensors: Mapping[str, object]) -> str:
-    """A hash of the names, shapes, dtypes and bytes of tensors; what else a state dict holds counts by its repr."""
+    """A hash of names, shapes, dtypes and bytes of tensors; what else a state dict holds counts by its repr."""
     found = hashlib.blake2b(digest_size=16)
     for name, tensor in tensors.items():
         found.update(name.encode())

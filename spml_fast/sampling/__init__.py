@@ -2,7 +2,7 @@
 
 from .adaptation import AdaptationError
 from .chains import ChainState, State, Targets, along
-from .kernels import IMH, MALA, Draws, Kernel, Problem, Rejection, Resample, Stopped
+from .kernels import IMH, MALA, Draws, Kernel, OneStep, Problem, Rejection, Resample, Stopped
 from .models import Offer, Plan
 from .multilabel import MultiLabelDensityRatio
 from .processes import FailedProcessError, LostProcessError
@@ -31,6 +31,7 @@ __all__ = [
     "Mixture",
     "MultiLabelDensityRatio",
     "Offer",
+    "OneStep",
     "Plan",
     "Problem",
     "Rejection",

@@ -111,8 +111,9 @@ class BatchedModels:
     ) -> Iterator[tuple[int, int, T]]:
         """``(a, b, run(a, b))`` for rows a to b of a batch, from ``first`` to ``last``, in batches that fit.
 
-        ``stop()`` is asked before each; True ends them there. Batches end at multiples of their size, so that how rows are batched does not depend on where a block of
-        them began. Out of memory, they are halved, but not if the plan says their size.
+        ``stop()`` is asked before each; True ends them there. Batches end at multiples of their size, so that how
+        rows are batched does not depend on where a block of them began. Out of memory, they are halved, but not if
+        the plan says their size.
         """
         while first < last and not stop():
             size = self.batch_size or FIRST_BATCH
@@ -200,8 +201,8 @@ class Offer:
 class Classified:
     """The proposals of one pool, classified in order and kept until their step is accepted.
 
-    Rows beyond the last whole step wait for the next call, so nothing is classified twice and batches are what they
-    would be if nothing had stopped them.
+    Rows beyond the last whole step wait for the next call, so nothing is classified twice and batches are what
+    they would be if nothing had stopped them.
 
     Args:
         n_chains: chains of this process.

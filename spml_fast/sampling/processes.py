@@ -43,8 +43,8 @@ class FailedProcessError(RuntimeError):
 class Processes:
     """The processes that share a run; by default this one alone.
 
-    Everything goes through gloo, over the CPU: what is exchanged is small beside the forward passes. Every exchange
-    begins with a vote (:meth:`largest`), in which a process that failed says so: then all of them raise.
+    Everything goes through gloo, over the CPU: what is exchanged is small beside the forward passes. Every
+    exchange begins with a vote (:meth:`largest`), in which a process that failed says so: then all of them raise.
     """
 
     rank = 0
@@ -67,7 +67,7 @@ class Processes:
         yield
 
     def all_gather(self, part: Tensor, counts: list[int]) -> Tensor:
-        """Rows of all processes, of which process r has ``counts[r]``, the first ones of its ``part``; on the CPU."""
+        """Rows of all processes, on the CPU; process r has ``counts[r]`` of them, the first of its ``part``."""
         return part.cpu()
 
     def gather_to_first(self, part: Tensor, counts: list[int]) -> Tensor | None:
@@ -272,7 +272,7 @@ _groups: dict[str, dist.ProcessGroup] = {}
 
 
 def processes_of(distributed: bool) -> Processes:
-    """The processes that torchrun started, or that share an initialised process group, if the run is to be shared."""
+    """The processes of torchrun or of an initialised process group, for a run that is to be shared out."""
     if not distributed or not dist.is_available():
         return Processes()
     for name in [name for name, group in _groups.items() if not _alive(group)]:

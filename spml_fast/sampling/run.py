@@ -33,14 +33,14 @@ class Run:
     """How a run is run.
 
     Attributes:
-        checkpoint: file that the chains are written to every ``every`` seconds, and at the end. If it is there, the
-            run goes on from it, in any number of processes, and ends with the same samples. One run at a time may
-            use it. SIGTERM ends the process once it is written.
+        checkpoint: file that the chains are written to every ``every`` seconds, and at the end. If it is there,
+            the run goes on from it, in any number of processes, and ends with the same samples. One run at a time
+            may use it. SIGTERM ends the process once it is written.
         every: seconds.
         gather: each process returns the samples of all of them, in the order of the chains.
-        distributed: under ``torchrun``, or in an initialised process group, share the chains out: all processes make
-            the call alike, and each returns the samples of its own chains, bit for bit what one process would draw.
-            False: this process runs them all.
+        distributed: under ``torchrun``, or in an initialised process group, share the chains out: all processes
+            make the call alike, and each returns the samples of its own chains, bit for bit what one process would
+            draw. False: this process runs them all.
         first_chain: number of the first chain. Chain c of a run equals chain c of any other with this seed, of
             method "imh" and a fixed number of steps; what is decided over all chains depends on all of them.
     """
@@ -230,8 +230,8 @@ class _PoolRun:
             if self.signals.terminated:
                 raise SystemExit  # to where the signal is given its way
             raise LostProcessError(
-                f"S2M sampling in process {self.processes.rank} of {self.processes.size}: another process was told "
-                f"to end (SIGTERM); the run goes on from {self.driver.checkpoint.path}"
+                f"S2M sampling in process {self.processes.rank} of {self.processes.size}: another process was "
+                f"told to end (SIGTERM); the run goes on from {self.driver.checkpoint.path}"
             )
 
     def _take(self) -> None:
@@ -242,7 +242,7 @@ class _PoolRun:
         owned = drawn.chain < self.shard.owned
         self.samples.append(drawn if bool(owned.all()) else drawn.rows(owned))
 
-    # --- checkpoints: the chains of all processes, so that any number of processes can go on ------------------------
+    # --- checkpoints: the chains of all processes, so that any number of them can go on -----------------------
 
     def _save(self) -> None:
         checkpoint = self.driver.checkpoint
@@ -260,7 +260,7 @@ class _PoolRun:
                 "batch_size": self.problem.models.batch_size,
                 "proposal": self.proposal_state,
                 "state": state.to_plain(),
-                "samples": [vars(drawn) for drawn in samples],
+                "samples": [drawn.to_plain() for drawn in samples],
             },
         )
 
@@ -278,7 +278,7 @@ class _PoolRun:
         self.schedule = Schedule(**saved["schedule"])
         self.state = self.state.from_plain(saved["state"]).map_chains(mine)
         for drawn in (Draws(**plain) for plain in saved["samples"]):
-            here = drawn.rows(self.shard.owns(drawn.chain)).map(lambda tensor: tensor.to(device, copy=True))
+            here = drawn.rows(self.shard.owns(drawn.chain)).map_chains(lambda tensor, _: tensor.to(device))
             here.chain = here.chain - self.shard.first
             self.samples.append(here)
         self.proposal_state = saved["proposal"]
@@ -287,17 +287,17 @@ class _PoolRun:
         self.problem.classified.resume(self.done, saved["batch_size"], after)
         self.driver.bar.update(self.done * self.shard.n)
 
-    # --- samples ----------------------------------------------------------------------------------------------------
+    # --- samples ----------------------------------------------------------------------------------------------
 
     def _all_rows(self, drawn: Draws, with_kept: bool = False) -> Draws:
         """The rows of all processes, whose chains are numbered over all of them, on the CPU."""
         rows = replace(drawn, chain=drawn.chain + self.shard.first, kept=drawn.kept if with_kept else {})
-        return rows.map(self.shard.all_gather_rows)
+        return rows.map_chains(lambda tensor, _: self.shard.all_gather_rows(tensor).cpu())
 
     def _collect(self) -> list[S2MResult]:
         """The first samples of each target in their order, decoded."""
         mine = Draws.join(self.samples)
-        everything = self._all_rows(mine).map(Tensor.cpu)
+        everything = self._all_rows(mine)
         chosen, here = [], []
         owned = self.shard.owns(everything.chain)
         number = torch.cumsum(owned, 0) - 1  # of this process's rows among its own

@@ -46,38 +46,38 @@ from .weights import Indices, JointClass, MinMax, joint_class
 ProposalOption = LatentMixture | Mixture | DrawLatents | Tensor | np.ndarray | None
 """What ``proposal=`` takes; None is the standard normal prior."""
 
-_NOW = {
-    "gamma": "weight=spml_fast.MinMax(gamma=...)",
-    "gamma_J": "weight=spml_fast.MinMax(gamma_J=...)",
-    "temperature": "weight=spml_fast.MinMax(temperature=...)",
-    "validity_temperature": "weight=spml_fast.MinMax(validity_temperature=...)",
-    "batch_size": "plan=spml_fast.Plan(batch_size=...)",
-    "block_steps": "plan=spml_fast.Plan(block_steps=...)",
-    "device": "plan=spml_fast.Plan(device=...)",
-    "autocast_dtype": "plan=spml_fast.Plan(precision=...)",
-    "channels_last": "plan=spml_fast.Plan(memory_format=torch.channels_last)",
-}
-_NOW_OF_CALLS = {
-    "tol": "method=spml_fast.IMH(tol=...) (or Rejection, Resample)",
-    "max_steps": "method=spml_fast.IMH(max_steps=...) (or Rejection, Resample)",
-    "samples_per_chain": "method=spml_fast.IMH(samples_per_chain=...) (or MALA)",
-    "thin": "method=spml_fast.IMH(thin=...) (or MALA)",
-    "adapt": "proposal=spml_fast.Mixture(...)",
-    "latents": "proposal=latents",
-    "first_chain": "run=spml_fast.Run(first_chain=...)",
-    "distributed": "run=spml_fast.Run(distributed=...)",
-    "gather": "run=spml_fast.Run(gather=...)",
-    "checkpoint": "run=spml_fast.Run(checkpoint=...)",
-    "checkpoint_every": "run=spml_fast.Run(every=...)",
-}
-_NOW_OF_ADAPT = {
-    name: f"how=spml_fast.Mixture({name}=...)"
-    for name in ("n_chains", "max_steps", "n_components", "max_components", "covariance", "prior_share")
-} | {"distributed": "run=spml_fast.Run(distributed=...)"}
-_NOW_OF_S2M_SAMPLE = {
-    name: f"S2MSampler(G, clf, {name}=...).sample(I, J).samples"
-    for name in ("conditional", "stochastic", "plan", "proposal", "proposal_class", "run", "progress")
-}
+
+def _now(value: str, *names: str) -> dict[str, str]:
+    return {name: value.format(name) for name in names}
+
+
+# The spelling of keywords that were arguments before they became options of a value.
+_NOW = (
+    _now("weight=MinMax({}=...)", "gamma", "gamma_J", "temperature", "validity_temperature")
+    | _now("plan=Plan({}=...)", "batch_size", "block_steps", "device")
+    | _now("plan=Plan(precision=...)", "autocast_dtype")
+    | _now("plan=Plan(memory_format=torch.channels_last)", "channels_last")
+)
+_NOW_OF_CALLS = (
+    _now("method=IMH({0}=...), Rejection({0}=...) or Resample({0}=...)", "tol", "max_steps")
+    | _now("method=IMH({0}=...) or MALA({0}=...)", "samples_per_chain", "thin")
+    | _now("proposal=Mixture(...)", "adapt")
+    | _now("proposal=latents", "latents")
+    | _now("run=Run({}=...)", "first_chain", "distributed", "gather", "checkpoint")
+    | _now("run=Run(every=...)", "checkpoint_every")
+)
+_NOW_OF_ADAPT = _now(
+    "how=Mixture({}=...)",
+    "n_chains",
+    "max_steps",
+    "n_components",
+    "max_components",
+    "covariance",
+    "prior_share",
+) | _now("run=Run(distributed=...)", "distributed")
+_NOW_OF_S2M_SAMPLE = _now("S2MSampler(G, clf, {}=...).sample(I, J)", "conditional", "stochastic", "plan") | _now(
+    "S2MSampler(G, clf).sample(I, J, {}=...)", "proposal", "proposal_class", "run", "progress"
+)
 
 
 class S2MSampler:
@@ -99,9 +99,10 @@ class S2MSampler:
             instead of decoding the latents of their states at the end.
 
     Results depend on (seed, chain, step) alone: not on the plan, threads, processes, or the number of other chains
-    (but where a length, a bound or a step size is found over all of them), provided that G and clf compute each row
-    alike however rows are batched. Convolutions and matrix products round a little differently from one batch size
-    to the next; with them, chains agree but for rare proposals whose accept decision falls within that rounding.
+    (but where a length, a bound or a step size is found over all of them), provided that G and clf compute each
+    row alike however rows are batched. Convolutions and matrix products round a little differently from one batch
+    size to the next; with them, chains agree but for rare proposals whose accept decision falls within that
+    rounding.
 
     Raises:
         ValueError, TypeError: for anything malformed, before sampling starts or with the first batch.
@@ -161,27 +162,27 @@ class S2MSampler:
 
         Args:
             targets: (I, J) pairs of class indices; an int is one index; J may be empty.
-            n_samples: samples per joint class, each of a chain of its own unless ``samples_per_chain`` of the method
-                says otherwise. Default 64.
-            n_steps: proposals that each chain is offered before it gives its first sample, by default 200; of
-                :class:`Rejection` and :class:`Resample` proposals per sample, by default "auto". "auto": as many as
-                bring the bound on the distance to every target down to the method's ``tol``.
-            method: :class:`IMH`, :class:`Rejection`, :class:`Resample`, :class:`MALA`, or a kernel of one's own; the
-                strings "imh", "rejection", "resample" and "mala" stand for them with their default options.
-                Rejection and resampling take their samples from all proposals of the run, and so need fewer; MALA is
-                for joint classes that proposals do not reach. Bounds and lengths are those of the weights that were
-                met: where heavier ones exist that no proposal came upon, every method is further off than it can
-                tell.
+            n_samples: samples per joint class, each of a chain of its own unless ``samples_per_chain`` of the
+                method says otherwise. Default 64.
+            n_steps: proposals that each chain is offered before it gives its first sample, by default 200; for
+                :class:`Rejection` and :class:`Resample` proposals per sample, by default "auto". "auto": as many
+                as bring the bound on the distance to every target down to the method's ``tol``.
+            method: :class:`IMH`, :class:`Rejection`, :class:`Resample`, :class:`MALA`, or a kernel of one's own;
+                the strings "imh", "rejection", "resample" and "mala" stand for them with their default options.
+                Rejection and resampling take their samples from all proposals of the run, and so need fewer; MALA
+                is for joint classes that proposals do not reach. Bounds and lengths are those of the weights that
+                were met: where heavier ones exist that no proposal came upon, every method is further off than it
+                can tell.
             proposal: in place of the standard normal prior,
 
                 * :class:`Mixture`: a proposal fitted to each target that the prior serves badly, and how;
                   ``result.adaptation`` is the path to it;
                 * :class:`LatentMixture`: a mixture that was fitted before (:meth:`adapt`);
                 * ``draw(n, generator) -> latents (n, *z_shape)`` or ``(latents, log weights (n,))``, called once a
-                  step with n chains, the log weights being log p_z(z) - log p~_z(z). MALA needs them, and p_z is the
-                  standard normal;
-                * latents (n_steps, n_samples, *z_shape), a tensor or an array of proposals drawn elsewhere; they fix
-                  n_steps and n_samples.
+                  step with n chains, the log weights being log p_z(z) - log p~_z(z). MALA needs them, and p_z is
+                  the standard normal;
+                * latents (n_steps, n_samples, *z_shape), a tensor or an array of proposals drawn elsewhere; they
+                  fix n_steps and n_samples.
             proposal_class: label of class-conditional proposals; I[0] of each target unless given.
             seed: 64-bit integer; drawn from torch's global generator unless given.
             run: checkpoint, processes, number of the first chain; a :class:`Run`.
@@ -196,8 +197,8 @@ class S2MSampler:
             LostProcessError: another process of the run is gone.
             FailedProcessError: another process of the run raised an exception.
 
-        Ctrl-C, once the first step is over, ends the call with what its chains have by then, and with no samples of
-        pools that have not begun; ``diagnostics.interrupted`` is set. A second Ctrl-C raises at once.
+        Ctrl-C, once the first step is over, ends the call with what its chains have by then, and with no samples
+        of pools that have not begun; ``diagnostics.interrupted`` is set. A second Ctrl-C raises at once.
         """
         joint_classes = [joint_class(target) for target in targets]
         if not joint_classes:
@@ -384,7 +385,7 @@ class S2MSampler:
     def _pools(
         self, call: Call, paths: Sequence[AdaptationPath | None] = ()
     ) -> dict[tuple[int | None, int | None], list[int]]:
-        """The targets that share their proposals, by the label of these and the target whose adaptation they are."""
+        """The targets that share proposals, by the label of these and the target that they were adapted to."""
         pools: dict[tuple[int | None, int | None], list[int]] = {}
         for t, target in enumerate(call.joint_classes):
             label = None
@@ -431,8 +432,8 @@ class S2MSampler:
             )
         if run.first_chain and callable(proposal):
             raise ValueError(
-                f"first_chain={run.first_chain} with a function that draws proposals: what it draws depends on the "
-                "order of its calls, not on the number of a chain. Pass latents, or let first_chain be 0"
+                f"first_chain={run.first_chain} with a function that draws proposals: what it draws depends on "
+                "the order of its calls, not on the number of a chain. Pass latents, or let first_chain be 0"
             )
         for target in call.joint_classes:
             self.weight.values(target)
@@ -466,8 +467,8 @@ class S2MSampler:
     ) -> Tensor:
         if isinstance(n_steps, str) or kernel.samples_per_chain != 1 or kernel.needs_correction:
             raise ValueError(
-                f"given latents fix the number of steps: {n_steps=}, samples_per_chain={kernel.samples_per_chain}, "
-                f"method={kernel.name!r} cannot be"
+                f"given latents fix the number of steps: {n_steps=}, method={kernel.name!r}, "
+                f"samples_per_chain={kernel.samples_per_chain} cannot be"
             )
         latents = torch.as_tensor(latents)
         expected = tuple(

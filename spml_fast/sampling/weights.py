@@ -173,7 +173,7 @@ def pack_targets(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Targets:
-    """Targets in the form that the kernels read, weighted by ``weight``, by default :class:`MinMax` with gamma 1."""
+    """Targets in the form that the kernels read; the weight is by default :class:`MinMax` with gamma 1."""
     weight = weight or MinMax()
     n_words = -(-n_classes // 64)
     masks = np.zeros((len(joint_classes), 2, n_words), dtype=np.uint64)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ... import _ops
 from ..._models import ClassifierOutput
-from ..chains import State
+from ..chains import State, along
 from ..models import BatchedModels, Classified, Offer
 from ..processes import Shard
 from ..proposals import Proposal
@@ -101,8 +101,9 @@ class Problem:
             Stopped: the run is to stop.
         """
         found, last = [], 0
-        for _, last, part in self.models.batches(0, n_rows, run, lambda: self.stop(False)):
+        for _, end, part in self.models.batches(0, n_rows, run, lambda: self.stop(False)):
             found.append(part)
+            last = end
         if last < n_rows:
             raise Stopped
         return found
@@ -127,7 +128,7 @@ class Problem:
 
 
 @dataclass
-class Draws:
+class Draws(State):
     """Samples of this process's chains: n rows.
 
     Attributes:
@@ -140,25 +141,16 @@ class Draws:
             (n, *x_shape) of a stochastic G.
     """
 
-    target: Tensor
-    chain: Tensor
-    log_weight: Tensor
-    step: Tensor | None = None
-    order: Tensor | None = None
-    kept: dict[str, Tensor] = field(default_factory=dict)
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> Draws:
-        """The draws with ``f`` of each tensor in its place."""
-
-        def of(part: Tensor | None) -> Tensor | None:
-            return None if part is None else f(part)
-
-        kept = {name: f(tensor) for name, tensor in self.kept.items()}
-        return Draws(f(self.target), f(self.chain), f(self.log_weight), of(self.step), of(self.order), kept)
+    target: Tensor = along(0)
+    chain: Tensor = along(0)
+    log_weight: Tensor = along(0)
+    step: Tensor | None = along(0, lambda: None)
+    order: Tensor | None = along(0, lambda: None)
+    kept: dict[str, Tensor] = along(0, dict)
 
     def rows(self, which: Tensor) -> Draws:
         """Some of the rows, by a mask or by their numbers."""
-        return self.map(lambda tensor: tensor[which])
+        return self.map_chains(lambda tensor, _: tensor[which])
 
     @staticmethod
     def join(parts: list[Draws]) -> Draws:
@@ -177,6 +169,15 @@ class Steps(Protocol):
 
     def first(self, steps: int) -> Any:
         """The proposals of the first ``steps`` steps alone."""
+
+
+class OneStep:
+    """What a kernel proposes that goes a step at a time: a base class of its proposals."""
+
+    steps = 1
+
+    def first(self, steps: int) -> Any:
+        return self
 
 
 class Kernel:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..chains import State, along
 from ..models import Offer
 from ..statistics import mixing
-from .base import Draws, Kernel, Problem
+from .base import Draws, Kernel, OneStep, Problem
 from .imh import IMHState, check_thinning, scan, start_chains, summaries
 
 START_STEPS = 16
@@ -70,7 +70,7 @@ class MALAState(State):
 
 
 @dataclass
-class Move:
+class Move(OneStep):
     """One Langevin step of the chains of every target that was met; None for the others."""
 
     here: list[Points | None]
@@ -78,10 +78,6 @@ class Move:
     """Means (C, D) of the proposals."""
     new: list[Points | None]
     at: int
-    steps: int = 1
-
-    def first(self, steps: int) -> Move:
-        return self
 
 
 @dataclass(frozen=True)
@@ -208,8 +204,8 @@ class MALA(Kernel):
         return found
 
     def _begin(self, problem: Problem, state: MALAState) -> None:
-        """Places the chains where those of independent Metropolis-Hastings are; those that have no state there begin
-        where another has its.
+        """Places the chains where those of independent Metropolis-Hastings are; a chain that has no state there
+        begins where another has its own.
         """
         step = state.start.chains.accepted_step
         places = []
@@ -253,7 +249,7 @@ class MALA(Kernel):
                     "method='mala' follows the gradient of clf(G(z)) with respect to z, but G or clf cuts it off "
                     "(detach, no_grad, argmax, numpy, ...)"
                 )
-            # Any drift is corrected for. At the edge of a joint class the gradient grows beyond what float16 holds.
+            # Any drift is corrected for. At the edge of a joint class the gradient exceeds what float16 holds.
             gradient = torch.where(torch.isfinite(gradient), gradient, 0.0)
             return log_weight.detach(), gradient - leaf.detach()
 

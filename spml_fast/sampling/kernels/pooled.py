@@ -190,8 +190,8 @@ class Resample(Pooled):
     Source: Rubin, "The calculation of posterior distributions by data augmentation: Comment", JASA 1987.
 
     Attributes:
-        tol: ``n_steps="auto"``, the default, takes proposals until they are worth ``n_samples`` independent samples
-            of every target and ``diagnostics.tv_bound`` is at most this.
+        tol: ``n_steps="auto"``, the default, takes proposals until they are worth ``n_samples`` independent
+            samples of every target and ``diagnostics.tv_bound`` is at most this.
         max_steps: limit on the proposals per sample.
     """
 
@@ -212,8 +212,8 @@ class Resample(Pooled):
 
         rows = []
         for t in range(len(problem.joint_classes)):
-            # The uniforms after those of the accept steps: one moves all teeth of the comb, the others shuffle what
-            # it picks in the order of the proposals, or the first samples would be of the first of them.
+            # The uniforms after those of the accept steps: one moves all teeth of the comb, the others shuffle
+            # what it picks in the order of the proposals, or the first samples would be of the first of them.
             (tooth,) = uniforms(chains[:1], at).tolist()
             picked = torch.from_numpy(
                 resampled(
