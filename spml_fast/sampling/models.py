@@ -212,21 +212,34 @@ class Classified:
         self.models, self.proposal, self.n_chains = models, proposal, n_chains
         self.row = 0
         """The first row that is not classified."""
-        self.parts: list[tuple[int, dict[str, Tensor]]] = []  # (first row, tensors by name) of the batches
+        self.held: tuple[int, dict[str, Tensor]] = (0, {})
+        """The number of the first row held, and what is held by name."""
 
     def offer(self, at: int, steps: int, stop: Callable[[bool], bool]) -> Offer:
         """The offer of up to ``steps`` steps from ``at``; fewer, also none, if ``stop(some whole step)`` says so,
         which is asked before each batch.
         """
         n = self.n_chains
-        self.parts = [part for part in self.parts if part[0] + len(part[1]["validity_logit"]) > at * n]
+        begin, end = at * n, (at + steps) * n
+        first, held = self.held
+        new: dict[str, Tensor] = {}
+
+        def keep(a: int, rows: dict[str, Tensor]) -> None:
+            # A copy: models may return the same buffer every time.
+            for name, tensor in rows.items():
+                if name not in new:
+                    new[name] = tensor.new_empty(end - begin, *tensor.shape[1:])
+                part = tensor[max(begin - a, 0) :]
+                new[name][max(a - begin, 0) :][: len(part)] = part
+
+        keep(first, {name: tensor[: self.row - first] for name, tensor in held.items() if self.row > begin})
         asked = lambda: stop(self.row // n > at)  # noqa: E731
-        for a, end, rows in self.models.batches(self.row, (at + steps) * n, self._rows, asked):
-            self.parts.append((a, rows))
-            self.row = end
+        for a, b, rows in self.models.batches(self.row, end, self._rows, asked):
+            keep(a, rows)
+            self.row = b
+            self.held = (begin, new)
         steps = min(steps, self.row // n - at)
-        tensors = {name: self._join(name, at * n, (at + steps) * n) for name in self.parts[0][1]} if steps else {}
-        tensors = {name: rows.reshape(steps, n, *rows.shape[1:]) for name, rows in tensors.items()}
+        tensors = {name: rows[: steps * n].view(steps, n, *rows.shape[1:]) for name, rows in new.items()}
         output = ClassifierOutput(*(tensors.get(name) for name in ClassifierOutput._fields))
         kept = {name: tensors[name] for name in ("latents", "x") if name in tensors}
         return Offer(at, steps, output, tensors.get("log_correction"), kept)
@@ -243,16 +256,11 @@ class Classified:
 
     def _rows(self, first: int, last: int) -> dict[str, Tensor]:
         latents, correction = self.proposal.rows(first, last)
-        # Copies: models may return the same buffer every time, and work in place on what they are given.
+        # A copy: G may work in place on what it is given.
         kept: dict[str, Any] = {} if self.proposal.regenerates else {"latents": latents.clone()}
         x, output = self.models.classify(latents)
-        kept |= {name: None if part is None else part.clone() for name, part in output._asdict().items()}
+        kept |= output._asdict()
         if self.models.stochastic:
-            kept["x"] = x.clone()
+            kept["x"] = x
         kept["log_correction"] = correction
         return {name: tensor for name, tensor in kept.items() if tensor is not None}
-
-    def _join(self, name: str, first: int, last: int) -> Tensor:
-        parts = [rows[name][max(first - a, 0) : max(last - a, 0)] for a, rows in self.parts]
-        parts = [part for part in parts if len(part)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)

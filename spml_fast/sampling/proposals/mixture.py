@@ -198,7 +198,7 @@ class MixtureProposal(PriorProposal):
         dim = torch.Size(self.z_shape).numel()
         if mixture.dim != dim:
             raise ValueError(f"the mixture is of latents of {mixture.dim} numbers, G takes {dim}")
-        self.mixture = mixture.to(self.device)
+        self.mixture = mixture.to(self.chains.device)
 
     def _draw(self, chains: Tensor, steps: Tensor) -> Tensor:
         normals = _ops.philox_normal(chains, steps, self.seed, self.mixture.dim, dtype=torch.float64)
