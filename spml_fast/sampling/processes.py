@@ -231,6 +231,10 @@ class Shard:
         self.n = max(self.owned, 1)
         self.largest = max(self.counts)
 
+    def numbers(self, first_chain: int, device: torch.device) -> Tensor:
+        """(n,) int64: numbers of this process's chains, those of the run counting from ``first_chain``."""
+        return torch.arange(self.first, self.first + self.n, device=device) + first_chain
+
     def slice(self, chains: Tensor, dim: int = 0) -> Tensor:
         """This process's part of something that all chains have, along ``dim``."""
         return chains.narrow(dim, self.first, self.n)

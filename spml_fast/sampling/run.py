@@ -231,7 +231,7 @@ class _PoolRun:
                 raise SystemExit  # to where the signal is given its way
             raise LostProcessError(
                 f"S2M sampling in process {self.processes.rank} of {self.processes.size}: another process was "
-                f"told to end (SIGTERM); the run goes on from {self.driver.checkpoint.path}"
+                "told to end (SIGTERM); start the run again, and it goes on from its checkpoint"
             )
 
     def _take(self) -> None:

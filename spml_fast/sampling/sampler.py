@@ -8,11 +8,11 @@ accepted proposal is decoded.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -284,7 +284,7 @@ class S2MSampler:
             draw = self._draw_chains(driver, call)
             return adapt(draw, driver.processes, target, call.seed, how, order)
 
-    @contextmanager
+    @contextlib.contextmanager
     def _driver(self, call: Call, run: Run, progress: bool) -> Iterator[tuple[Driver, Call]]:
         """What runs the call: processes that agree on it, its checkpoint, a bar; and the call with a seed."""
         models, processes = self.models, processes_of(run.distributed)
@@ -301,30 +301,29 @@ class S2MSampler:
                 }
             )
 
-            def seed() -> int:
-                drawn = int(torch.randint(2**63 - 1, ())) if call.seed is None else call.seed
+            def seed(given: int | None = call.seed) -> int:
+                drawn = int(torch.randint(2**63 - 1, ())) if given is None else given
                 return processes.from_first(lambda: drawn)
 
-            steps = math.inf
-            if call.n_steps is not None:
+            total = None
+            if call.n_steps is not None and (call.kernel.automatic or len(call.joint_classes) == 1):
                 steps = call.schedule().expected_steps + call.kernel.start_steps
+                total = steps * call.n_chains * len(self._pools(call)) // processes.size
             bar = tqdm(
-                total=None
-                if math.isinf(steps)
-                else steps * call.n_chains * len(self._pools(call)) // processes.size,
+                total=total,
                 desc="S2M sampling",
                 unit=" proposals",
                 unit_scale=True,
                 disable=not (progress and processes.rank == 0),
             )
-            with bar:
-                if run.checkpoint is None:
-                    yield Driver(processes, signals, bar, gather=run.gather), replace(call, seed=seed())
-                    return
-                told[PROBE] = probe(models, [label for label, _ in self._pools(call)])
-                with opened(run.checkpoint, told, seed, run.every, processes) as checkpoint:
-                    driver = Driver(processes, signals, bar, checkpoint, run.gather)
-                    yield driver, replace(call, seed=checkpoint.seed)
+            with bar, contextlib.ExitStack() as stack:
+                checkpoint = None
+                if run.checkpoint is not None:
+                    told[PROBE] = probe(models, [label for label, _ in self._pools(call)])
+                    checkpoint = stack.enter_context(opened(run.checkpoint, told, seed, run.every, processes))
+                call = replace(call, seed=seed() if checkpoint is None else checkpoint.seed)
+                yield Driver(processes, signals, bar, checkpoint, run.gather), call
+                processes.largest()  # or a process that fails at the very end would not be heard
 
     def _run(
         self, driver: Driver, call: Call, first_chain: int = 0, paths: Sequence[AdaptationPath | None] = ()
@@ -333,12 +332,12 @@ class S2MSampler:
         results: dict[int, S2MResult] = {}
         shard = Shard(call.n_chains, driver.processes)
         for number, ((label, path), members) in enumerate(self._pools(call, paths).items()):
-            chains = torch.arange(shard.n, device=self.models.device) + first_chain + shard.first
+            adapted = None if path is None else paths[path].mixture
             problem = Problem(
                 joint_classes=tuple(call.joint_classes[t] for t in members),
                 weight=self.weight,
                 models=self.models.given(label, driver.bar.update),
-                proposal=self._proposal(call, shard, chains, None if path is None else paths[path].mixture),
+                proposal=self._proposal(call, shard, first_chain, adapted),
                 shard=shard,
                 seed=call.seed,
                 first_chain=first_chain,
@@ -395,10 +394,11 @@ class S2MSampler:
             pools.setdefault((label, own), []).append(t)
         return pools
 
-    def _proposal(self, call: Call, shard: Shard, chains: Tensor, adapted: LatentMixture | None) -> Proposal:
+    def _proposal(self, call: Call, shard: Shard, first_chain: int, adapted: LatentMixture | None) -> Proposal:
         given = adapted or call.proposal
         if isinstance(given, Tensor):
             return GivenLatents(shard.slice(given, 1))
+        chains = shard.numbers(first_chain, self.models.device)
         arguments = (self.models.z_shape, chains, call.seed, self.models.dtype)
         if isinstance(given, LatentMixture):
             return MixtureProposal(given, *arguments)

@@ -56,7 +56,7 @@ class Problem:
     def __post_init__(self) -> None:
         self.first = self.first_chain + self.shard.first
         """Number of the first chain of this process."""
-        self.chains = torch.arange(self.first, self.first + self.shard.n, device=self.models.device)
+        self.chains = self.shard.numbers(self.first_chain, self.models.device)
         """(C,) int64: the numbers of this process's chains, by which Philox knows them."""
         self.classified = Classified(self.models, self.proposal, self.shard.n)
 
