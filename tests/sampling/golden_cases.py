@@ -4,9 +4,9 @@ everywhere.
 
     python tests/sampling/golden_cases.py --write      # records what the code at hand draws
 
-``golden.npz`` was recorded from the code before kernels and the driver were told apart. Langevin chains and
-``golden.npz`` was recorded from the code before kernels and driver were told apart. Langevin chains and
-had then.
+``golden.npz`` was recorded from the code before kernels and driver were told apart. Langevin chains and mixtures
+need logarithms and exponentials of PyTorch's; their cases are compared where these have the bits that they had
+then.
 """
 
 import sys
