@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ FIRST_BATCH = 64
 
 BATCH_ELEMENTS = {"cpu": 2**16, "cuda": 2**24}
 """Elements of x in one batch, if the plan does not say: about what keeps the device busy from its cache."""
+
+BATCH_ROWS = {"cpu": 2048, "cuda": BLOCK_ROWS}
+"""Proposals in one batch at most, if the plan does not say: Ctrl-C and checkpoints wait for the end of a batch."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +149,9 @@ class BatchedModels:
         if self.label is not None and not 0 <= self.label < n_classes:
             raise ValueError(f"proposal_class {self.label} is out of range: clf returns {n_classes} class logits")
         if self.batch_size is None:
-            elements = BATCH_ELEMENTS.get(x.device.type, BATCH_ELEMENTS["cuda"])
-            per_batch = 2 ** int(math.log2(max(1, elements // max(1, x[0].numel()))))
-            self.batch_size = min(max(per_batch, FIRST_BATCH), BLOCK_ROWS)
+            kind = "cpu" if x.device.type == "cpu" else "cuda"
+            per_batch = 2 ** int(math.log2(max(1, BATCH_ELEMENTS[kind] // max(1, x[0].numel()))))
+            self.batch_size = min(max(per_batch, FIRST_BATCH), BATCH_ROWS[kind])
         self.on_rows(z.shape[0])
         return x, output
 
@@ -165,9 +169,10 @@ class BatchedModels:
             raise ValueError(f"G must return x of shape ({z.shape[0]}, ...), got {got}")
         return x
 
-    def _autocast(self) -> torch.autocast:
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        """The plan's precision; without one, whatever the caller has chosen."""
         dtype = self.models.plan.precision
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
 
 
 # --- proposals that were classified and wait for their chains -------------------------------------
