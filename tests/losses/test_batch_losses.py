@@ -185,7 +185,7 @@ def test_penalty_of_epr_is_its_formula(reduction, device):
     value, grad = value_and_grads(lambda z: losses.iu_loss(z, labels, reduction=reduction), z)
     slope = torch.sigmoid(z) * torch.sigmoid(-z) / n
     factor = n * l if reduction == "sum" else 1
-    own = losses.expected_positives(z)
+    own = losses.expected_positive_count(z)
     torch.testing.assert_close(own, torch.sigmoid(z).sum()[None] / n, rtol=1e-12, atol=0)
     for k_hat in (None, own, torch.tensor([0.0]), torch.tensor([K]), torch.tensor([31.4])):
         k_hat = None if k_hat is None else k_hat.double().to(device)
@@ -209,10 +209,10 @@ def test_k_hat_of_the_batch_changes_nothing(dtype, device):
     def role(z, table, k_hat=None):
         return losses.role_loss(z, labels, table, index, expected_positives=K, k_hat=k_hat)
 
-    k_hat = losses.expected_positives(z)
+    k_hat = losses.expected_positive_count(z)
     for a, b in zip(value_and_grads(epr, z), value_and_grads(lambda z: epr(z, k_hat), z), strict=True):
         assert torch.equal(a, b)
-    k_hats = losses.expected_positives(z, table[index])
+    k_hats = losses.expected_positive_count(z, table[index])
     assert k_hats.shape == (2,)
     own = value_and_grads(role, z, table)
     given = value_and_grads(lambda z, table: role(z, table, k_hats), z, table)

@@ -38,15 +38,18 @@ class Model(nn.Module):
 
 def losses_to_try():
     """{name: (loss of (logits, labels, second matrix, index), or of ROLE with its table; the case of its data)}"""
-    found = {case.id: (lambda z, s, aux, index, case=case: case.fused(z, s, aux), case) for case in CASES}
+    found = {
+        case.id: (lambda z, s, second_matrix, index, case=case: case.fused(z, s, second_matrix), case)
+        for case in CASES
+    }
     for name in ("epr", "role"):
         case = next(case for case in ONE_OF_EACH if case.name == name)
         for sync in (True, False):
             module = losses.make(name, expected_positives=K, lam=5.0, sync=sync)
             if name == "epr":
-                call = lambda z, s, aux, index, module=module: module(z, s)  # noqa: E731
+                call = lambda z, s, second_matrix, index, module=module: module(z, s)  # noqa: E731
             else:
-                call = lambda z, table, s, aux, index, module=module: module(z, s, table, index)  # noqa: E731
+                call = lambda z, table, s, second_matrix, index, module=module: module(z, s, table, index)  # noqa: E731
             found[f"{name} sync={sync}"] = call, case
     return found
 
@@ -57,10 +60,10 @@ def batches(case):
     x = torch.randn(N, D, dtype=torch.float64)
     x[N // 2 :] += 2  # the halves expect different numbers of positives
     s = make_labels(case, N, L)
-    aux = make_matrix(case, s)
+    second_matrix = make_matrix(case, s)
     index = torch.randperm(ROWS)[:N]
     forms = {"matrix": s} if case.full_labels else {"matrix": s, "index": make_index(N, L)}
-    return {form: (x, labels, aux, index) for form, labels in forms.items()}
+    return {form: (x, labels, second_matrix, index) for form, labels in forms.items()}
 
 
 def learn(call, case, batch, rank=None):
