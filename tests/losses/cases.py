@@ -18,6 +18,7 @@ HALVES = [torch.bfloat16, torch.float16]
 EPS = 1e-5
 K = 2.5  # expected positives
 SHARE = 0.1  # of large losses
+SMALL = 64 * 1024  # bytes: scalars, a row of weights, a GPU's workspace
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _epr_entries(z, s, second_matrix, eps):
     return reference.iu(z, s, eps)
 
 
-def _role_entries(z, s, second_matrix, eps, loss=None):
+def role_entries(z, s, second_matrix, eps, loss=None):
     """Both sides of ROLE, each entry; what is left is the penalty."""
 
     def side(a, teacher):
@@ -301,7 +302,7 @@ WHOLE_BATCH = [
         lambda z, labels, second_matrix, **kw: losses.role_loss(
             z, labels, second_matrix, expected_positives=K, lam=0.7, **kw
         ),
-        _role_entries,
+        role_entries,
         lambda z, s, second_matrix, eps: eager_losses.role(z, second_matrix, _rows(z), s, K, 0.7, eps),
         lambda z, second_matrix: 0.35 * (reference.epr_penalty(z, K) + reference.epr_penalty(second_matrix, K)),
         hyper={"expected_positives": K, "lam": 0.7},
@@ -340,7 +341,7 @@ WHOLE_BATCH = [
 
 
 def _with_defaults(name: str) -> Case:
-    """Of a loss that nobody has written cases for yet."""
+    """The case of a loss that has none above, with its default hyper-parameters."""
     function = getattr(losses, f"{name}_loss")
     entries, eager = getattr(reference, name), getattr(eager_losses, name, None)
     return _simple(name, name, function, entries, eager, has_eps="eps" in inspect.signature(function).parameters)
@@ -395,6 +396,21 @@ def make_matrix(case: Case, s: Tensor, dtype: torch.dtype = torch.float64) -> Te
     if case.matrix == "table":
         return torch.randn(s.shape, dtype=torch.float64).to(_ops.compute_dtype(dtype))
     return None
+
+
+def make_batch(
+    case: Case,
+    n: int = 16,
+    l: int = 20,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    form: str = "matrix",
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(logits, labels in the "index" or "matrix" form, second matrix or None)"""
+    z = make_logits(n, l, dtype)
+    labels = make_index(n, l) if form == "index" else make_labels(case, n, l).float()
+    s = reference.label_matrix(labels, l, torch.float64)
+    return z.to(device), labels.to(device), move(make_matrix(case, s, dtype), device)
 
 
 def move(t: Tensor | None, device: torch.device) -> Tensor | None:

@@ -12,11 +12,9 @@ from cases import (
     ONE_OF_EACH,
     K,
     ids,
+    make_batch,
     make_index,
-    make_labels,
     make_logits,
-    make_matrix,
-    move,
     value_and_grads,
 )
 from torch import nn
@@ -30,18 +28,6 @@ FORMS = [
     (case, form) for case in SMOOTH for form in ("index", "matrix") if form == "matrix" or not case.full_labels
 ]
 N, L = 5, 7
-
-
-def make_batch(case, n, l, dtype, device, form="matrix"):
-    """(logits, labels, second matrix or None)"""
-    z = make_logits(n, l, dtype)
-    if form == "index":
-        labels = make_index(n, l)
-        s = (labels[:, None] == torch.arange(l)).double()
-    else:
-        s = make_labels(case, n, l)
-        labels = s.float()
-    return z.to(device), labels.to(device), move(make_matrix(case, s, dtype), device)
 
 
 # --- the gradient is the derivative of the value --------------------------------------------------

@@ -12,11 +12,11 @@ from cases import (
     HALVES,
     ONE_OF_EACH,
     K,
-    _role_entries,
     ids,
     make_index,
     make_labels,
     make_logits,
+    role_entries,
     value_and_grads,
 )
 from scipy.stats import chi2_contingency, chisquare
@@ -327,7 +327,7 @@ def compare_stand_in(case, hyper, stand_in, device):
 
     def expected(z, table):
         penalty = reference.epr_penalty(z, K) + reference.epr_penalty(table, K)
-        return _role_entries(z, s, table, eps, loss).mean() + 0.35 * penalty
+        return role_entries(z, s, table, eps, loss).mean() + 0.35 * penalty
 
     def fused(z, table):
         kwargs = dict(expected_positives=K, lam=0.7, eps=eps, loss=stand_in)

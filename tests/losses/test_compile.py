@@ -10,11 +10,10 @@ from cases import (
     ONE_OF_EACH,
     K,
     ids,
+    make_batch,
     make_index,
     make_labels,
     make_logits,
-    make_matrix,
-    move,
     value_and_grads,
 )
 from torch import nn
@@ -37,13 +36,6 @@ BACKENDS = ["aot_eager", pytest.param("inductor", marks=needs_compiler)]
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
     torch._dynamo.reset()
-
-
-def make_batch(case, n=16, l=20, form="matrix", device="cpu", dtype=torch.float32):
-    """(logits, labels, second matrix or None)"""
-    labels = make_index(n, l) if form == "index" else make_labels(case, n, l).float()
-    s = (labels[:, None] == torch.arange(l)).double() if form == "index" else labels.double()
-    return make_logits(n, l, dtype).to(device), labels.to(device), move(make_matrix(case, s, dtype), device)
 
 
 # --- opcheck --------------------------------------------------------------------------------------

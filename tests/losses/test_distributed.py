@@ -2,8 +2,6 @@
 
 import gc
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -102,27 +100,14 @@ def work():
     dist.destroy_process_group()
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def in_two_processes(tmp_path_factory):
+def in_two_processes(tmp_path_factory, environment):
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("needs torch.distributed with gloo")
     out = tmp_path_factory.mktemp("distributed") / "out.json"
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(PROCESSES),
-        "--master-port",
-        str(free_port()),
-    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
     command = [sys.executable, *launcher, str(Path(__file__).resolve()), str(out)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**environment, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == 0, run.stderr
     return json.loads(out.read_text())

@@ -3,33 +3,17 @@
 import eager as eager_losses
 import pytest
 import torch
-from cases import ONE_OF_EACH, make_index, make_labels, make_logits, make_matrix, move
-from common import peak_memory
+from cases import ONE_OF_EACH, SMALL, make_index, make_labels, make_logits, make_matrix, move
 
 from spml_fast import losses, reference
 
 SIZES = [(1024, 312), (4096, 1000)]
-SMALL = 64 * 1024  # scalars, a row of weights, a GPU's workspace
 GR = dict(w=1.0, b=-2.0, mu=0.5, sigma=1.0)
 LOSSES = {
     "an": losses.an_loss,
     "gr": lambda z, labels: losses.gr_loss(z, labels, **GR),
     "epr": lambda z, labels: losses.epr_loss(z, labels, expected_positives=2.5),
 }
-
-
-@pytest.fixture
-def extra(device):
-    """Measures a call, after one that is not measured; gradients of the leaves are dropped before both."""
-
-    def measure(call, *leaves):
-        for run in (lambda call: call(), lambda call: peak_memory(call, device)):
-            for leaf in leaves:
-                leaf.grad = None
-            bytes_held = run(call)
-        return bytes_held
-
-    return measure
 
 
 def without_grad(call):

@@ -1,5 +1,5 @@
-"""``Loss.value_and_gradients``: value and gradients as autograd has them, bit for bit; losses that learn nothing from
-a row without an observed label."""
+"""``Loss.value_and_gradients``: value and gradients as autograd has them, bit for bit; losses that learn nothing
+from a row without an observed label."""
 
 import copy
 
