@@ -36,7 +36,7 @@ def average_precision(scores: Tensor | np.ndarray, labels: Tensor | np.ndarray) 
     """
     values, positive = _checked(scores, labels)
     if isinstance(values, Tensor):
-        return _by_one_sort(values, positive).cpu()
+        return by_one_sort(values, positive).cpu()
     n, n_labels = values.shape
     result = np.zeros(n_labels)
     width = max(1, BLOCK // n)
@@ -56,7 +56,7 @@ def average_precision(scores: Tensor | np.ndarray, labels: Tensor | np.ndarray) 
     return torch.from_numpy(result)
 
 
-def _by_one_sort(scores: Tensor, labels: Tensor) -> Tensor:
+def by_one_sort(scores: Tensor, labels: Tensor) -> Tensor:
     """:func:`average_precision` on a GPU, where a loop over classes would wait for each: (L,) float64."""
     n = len(scores)
     result = []

@@ -246,7 +246,7 @@ def plot_unobserved_positives(counts: np.ndarray, path: str | Path) -> None:
         mesh = axis.pcolormesh(
             np.arange(n_epochs + 1) + 0.5, edges, of_kind.T, cmap="YlGnBu", norm=LogNorm(1e-4, 1), rasterized=True
         )
-        median = [_quantile(row, 0.5) for row in n]
+        median = [histogram_quantile(row, 0.5) for row in n]
         axis.plot(np.arange(1, n_epochs + 1), median, color=VERMILION, lw=2, marker="o", ms=3, label="median")
         most = int(n[0].sum())
         _dress(axis, title=f"{title} ({most:,})", xlabel="epoch", grid="")
@@ -415,8 +415,8 @@ def _as_counts(counts: Any) -> np.ndarray:
     return counts
 
 
-def _quantile(counts: np.ndarray, q: float) -> float:
-    """Of a histogram over [0, 1], each bin's labels spread over it evenly; NaN if it is empty."""
+def histogram_quantile(counts: np.ndarray, q: float) -> float:
+    """The q-quantile of a histogram over [0, 1], each bin's labels spread over it evenly; NaN if it is empty."""
     total = counts.sum()
     if not total:
         return float("nan")

@@ -44,10 +44,11 @@ class Loss(nn.Module):
         super().__init_subclass__(**kwargs)
         forward = list(inspect.signature(cls.forward).parameters.values())[1:]
         cls.inputs = tuple(p.name for p in forward if p.default is p.empty)
-        if name is None:
+        if name is not None:
+            cls.name = name
+            registry[name] = cls
+        if "specify" not in cls.__dict__:
             return
-        cls.name = name
-        registry[name] = cls
         of_function = inspect.signature(cls.function).parameters
         known = inspect.signature(cls.specify).parameters
         cls._defaults = {n: of_function[n].default for n in known}

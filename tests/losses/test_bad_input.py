@@ -369,6 +369,12 @@ def test_unknown_hyper_parameter():
         smoothing=1,
     )
     refused(TypeError, "GRLoss has no hyper-parameter 'gamma'; it has b, ", losses.GRLoss, gamma=1)
+    # What belongs to a batch is no hyper-parameter.
+    k_hat = torch.ones(1, dtype=torch.float64)
+    message = (
+        "EPRLoss has no hyper-parameter 'k_hat'; it has class_weight, eps, expected_positives, lam, reduction"
+    )
+    refused(TypeError, message, losses.EPRLoss, expected_positives=1.0, k_hat=k_hat)
 
 
 def test_missing_hyper_parameter():
@@ -457,6 +463,7 @@ def test_k_hat(device):
 
 def test_expected_positive_count_of_what_is_no_matrix(device):
     z = torch.zeros(4, device=device)
+    refused(TypeError, "logits must be tensors, got list", losses.expected_positive_count, [0.0])
     refused(ValueError, r"logits must have shape \(N, L\), got \[4\]", losses.expected_positive_count, z)
 
 
@@ -522,6 +529,8 @@ def test_store_of_flips():
 
 def test_step_of_pns():
     z, s = torch.zeros(4, 5), torch.zeros(4, 5)
+    refused(TypeError, "seed must be an integer, got 1.5", losses.pns_loss, z, s, seed=1.5)
+    refused(TypeError, "seed must be an integer, got None", losses.make, "pns", seed=None)
     refused(TypeError, "step must be Long, got Float", losses.pns_loss, z, s, step=torch.tensor([1.0]))
     refused(ValueError, r"step must have shape \[1\], got \[\]", losses.pns_loss, z, s, step=torch.tensor(1))
     refused(ValueError, "at least one class, got 0", losses.pns_loss, z[:, :0], s[:, :0])

@@ -378,6 +378,23 @@ def test_role_module_is_the_function(device):
     assert torch.equal(estimator.logits.grad, wanted)
 
 
+@pytest.mark.parametrize(
+    "inner", [losses.GRLoss(epochs=4), losses.ANLSLoss(smoothing=losses.Linear(0.2, 0.0, epochs=4))]
+)
+def test_role_follows_the_schedule_of_its_loss(inner, device):
+    """A loss inside ROLE moves with its own ``set_epoch``, whatever ROLE's epoch is."""
+    z, labels, table, index = role_batch(torch.float32, device)
+    module = losses.ROLELoss(expected_positives=K, loss=inner)
+    values = []
+    for epoch in (1, 3, 4):
+        inner.set_epoch(epoch)
+        fixed = losses.make(inner.name, **inner.hyper)
+        values.append(module(z, labels, table, index).item())
+        assert values[-1] == losses.role_loss(z, labels, table, index, expected_positives=K, loss=fixed).item()
+        assert values[-1] == module.value_and_gradients(z, labels, table, index).value.item()
+    assert len(set(values)) == 3
+
+
 def test_classifier_and_estimator_teach_each_other(device):
     """With nothing observed and no penalty, each is drawn to what the other says, and stays where they agree."""
     labels = torch.full((1,), -1, device=device)
