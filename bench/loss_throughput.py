@@ -93,13 +93,13 @@ class Case:
     """One loss of the same inputs, computed three ways."""
 
     inputs: tuple[Tensor, ...]
-    """What must be read, in the form that the fused loss takes."""
+    """The tensors that must be read, in the form that the fused loss takes."""
     leaves: tuple[Tensor, ...]
-    """Those of them that get a gradient."""
+    """The inputs that get a gradient."""
     fused: Callable[[], Tensor]
     eager: Callable[[], Tensor]
     where: Callable[..., Tensor]
-    """The formula without masked indexing, of ``where_inputs``."""
+    """The formula without masked indexing, called with ``where_inputs``."""
     where_inputs: tuple[Tensor, ...]
 
 
@@ -108,7 +108,7 @@ def one_positive(rows: int, labels: int, device: torch.device) -> Tensor:
 
 
 def keep_known(function: Callable, hyper: Mapping[str, object]) -> dict[str, object]:
-    """Those hyper-parameters that the function has."""
+    """The hyper-parameters that the function takes."""
     known = inspect.signature(function).parameters
     return {name: value for name, value in hyper.items() if name in known}
 
@@ -216,7 +216,7 @@ def large_loss_case(case: Callable[..., Case], name: str, inputs, fused, eager_i
 
 
 def pseudo_case(case: Callable[..., Case], store: Tensor, z, known, s, index, fused) -> Case:
-    """Of a loss that reads the batch's rows of pseudo-labels."""
+    """The case of a loss that reads the batch's rows of pseudo-labels."""
     dense = store[index].to(z.dtype)
     return case((z, known, store, index), fused, lambda: (z, s, store[index].to(z.dtype)), (z, s, dense))
 
@@ -336,7 +336,7 @@ def linear_rows(options: Options) -> Iterator[Row]:
 
 
 def verdicts(row: Row) -> Iterator[str]:
-    """What the project asks of this row, and whether it was met."""
+    """The targets of this row, and whether they were met."""
     if row["section"] == "linear":
         yield verdict(">= 1x", row["speedup_eager"] >= 1)
         if row["labels"] == LINEAR_SHAPE[2]:
@@ -426,7 +426,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure in section losses."""
+    """The losses, sizes and dtypes to measure in section losses."""
 
     shapes: Sequence[tuple[str, Size, torch.dtype]]
     compile: Sequence[str]

@@ -1,7 +1,7 @@
-"""Every op again in plain PyTorch: the specification.
+"""The specification: every op again in plain PyTorch.
 
 Written from the formulas, independently of the kernels, to be read and to be compared against; it runs in
-float64 and is differentiable, and makes no attempt to be fast. Tests and benchmarks use it, nothing else does.
+float64 and is differentiable, and makes no attempt to be fast. Only tests and benchmarks use it.
 """
 
 import math
@@ -63,7 +63,7 @@ def s2m_log_weight(
     validity_temperature: float = 1.0,
     fake_logits: Tensor | None = None,
     proposal_class: int = 0,
-    extra: Tensor | None = None,
+    log_correction: Tensor | None = None,
 ) -> Tensor:
     """log p_(I,J)(x) / q(x) up to a constant, for logits (..., N) and validity (...); see S2M Algorithm 1."""
     log_r = torch.log_softmax(class_logits / temperature, dim=-1)
@@ -78,8 +78,8 @@ def s2m_log_weight(
     log_w = log_w + validity_logit / validity_temperature
     if fake_logits is not None:
         log_w = log_w - torch.log_softmax(fake_logits, dim=-1)[..., proposal_class]
-    if extra is not None:
-        log_w = log_w + extra
+    if log_correction is not None:
+        log_w = log_w + log_correction
     return log_w
 
 
@@ -91,16 +91,16 @@ def imh_scan(log_weights: Tensor, log_uniforms: Tensor) -> tuple[Tensor, Tensor,
     """
     n_chains = log_weights.shape[1]
     state = torch.full((n_chains,), -torch.inf, dtype=log_weights.dtype)
-    winner = torch.full((n_chains,), -1, dtype=torch.int64)
+    accepted_step = torch.full((n_chains,), -1, dtype=torch.int64)
     accepted = torch.zeros(n_chains, dtype=torch.int64)
     for step, (proposal, log_u) in enumerate(zip(log_weights, log_uniforms, strict=True)):
         has_weight = proposal > -torch.inf
         first = has_weight & (state == -torch.inf)
         accept = first | (has_weight & (log_u <= proposal - state))
         state = torch.where(accept, proposal, state)
-        winner = torch.where(accept, step, winner)
+        accepted_step = torch.where(accept, step, accepted_step)
         accepted += accept
-    return winner, state, accepted
+    return accepted_step, state, accepted
 
 
 # --- training -------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ class Loss(nn.Module):
         return self._compiled_hyper if self.schedules and is_compiling() else self.hyper
 
     def current_spec(self) -> LossSpec:
-        """What the loss computes in the current epoch."""
+        """The spec of the loss in the current epoch."""
         if self.schedules and is_compiling():
             return self.specify(**{**self._defaults, **self._compiled_hyper})
         return self._spec
@@ -142,7 +142,7 @@ class Loss(nn.Module):
         return self.evaluate(apply, logits, labels)
 
     def value_and_gradients(self, logits: Tensor, labels: Tensor, *inputs: Tensor) -> LossAndGradients:
-        """What a call of the module returns, and the gradients, without autograd."""
+        """The value that a call of the module returns, with its gradients, computed without autograd."""
         return self.evaluate(apply_with_gradients, logits, labels, *inputs)
 
     def evaluate(self, how: Callable[..., Any], logits: Tensor, labels: Tensor, *inputs: Tensor) -> Any:
@@ -170,7 +170,7 @@ def make(name: str, **hyper: Any) -> Loss:
 
 
 def as_module(loss: str | Loss) -> Loss:
-    """The loss module that is meant by a name or by itself."""
+    """The loss module with this name, or the module itself."""
     module = make(loss) if isinstance(loss, str) else loss
     if not isinstance(module, Loss):
         raise TypeError(f"loss must be a name or a loss module of this package, got {type(module).__name__}")
@@ -178,7 +178,7 @@ def as_module(loss: str | Loss) -> Loss:
 
 
 def entry_spec(loss: str | Loss) -> LossSpec:
-    """What a loss computes that is a sum over entries, each of one logit and its label.
+    """The spec of a loss that is a sum over entries, each of one logit and its label.
 
     Raises:
         TypeError: the loss reads more than that.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -44,7 +45,7 @@ __all__ = [
 
 
 def _pns_spec(seed: int, eps: float, reduction: str) -> LossSpec:
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
         raise TypeError(f"seed must be an integer, got {seed!r}")
     return LossSpec("iu", (), eps, reduction)
 
@@ -75,8 +76,8 @@ def pns_loss(
 
 
 class PNSLoss(Loss, name="pns"):
-    """Module form of :func:`pns_loss`; counts the steps itself, in training mode. Give the ranks of a distributed
-    job different seeds.
+    """Module form of :func:`pns_loss`; counts the steps itself, in training mode. In a distributed job, give each
+    process another seed.
 
     Attributes:
         step: (1,) int64, batches seen so far; part of the state dict.
@@ -114,10 +115,11 @@ def pr_loss(
     class_weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Pairwise ranking (CVPR 2021 code): for each observed positive i of a row, the sum over the row's labels j
-    that are none of max(0, 1 - p_i + p_j). **0 should rank below the positive.**
+    """Pairwise ranking (CVPR 2021 code): for each observed positive i of a row, the sum of
+    max(0, 1 - p_i + p_j) over all labels j of the row that are not observed positives. **0 should rank below the
+    positive.**
 
-    ``class_weight`` is that of i. With ``reduction="none"`` the sums stand at the positives.
+    The sum is multiplied by the ``class_weight`` of i. With ``reduction="none"`` it stands in entry i.
     """
     return apply(_pr_spec(reduction), logits, labels, class_weight=class_weight)
 
@@ -157,6 +159,7 @@ def expected_positive_count(*logits: Tensor, group: dist.ProcessGroup | None = N
 
 
 def _check_penalty(value: float, lam: float) -> None:
+    """Refuse a number of expected positives, or a factor of their penalty, that is out of range."""
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"expected_positives must be a finite number, at least 0, got {value}")
     at_least("lam", lam, 0)
@@ -363,8 +366,8 @@ def ll_ct_loss(
     class_weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Large loss correction, temporary (Kim et al., CVPR 2022): as :func:`ll_r_loss`, but those labels are taken
-    for positives in this step: -log p."""
+    """Large loss correction, temporary (Kim et al., CVPR 2022): as :func:`ll_r_loss`, but the labels with the
+    largest losses are taken for positives in this step: -log p."""
     spec = _correction_spec(share, reduction)
     return apply(spec, logits, labels, class_weight=class_weight, threshold=_threshold(logits, labels, share))
 
@@ -382,10 +385,10 @@ def ll_cp_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """Large loss correction, permanent (Kim et al., CVPR 2022): as :func:`ll_ct_loss`, and the labels stay
-    positives.
+    positives from then on.
 
     Args:
-        remember: write the labels that change now into ``flips``.
+        remember: write the labels that are flipped in this batch into ``flips``.
         flips: (R, L) uint8, contiguous: 1 where a label of the training set was flipped. **Changed in place.**
         index: (N,) int64, the row of ``flips`` for each row of the batch.
     """
@@ -409,7 +412,7 @@ def _flips_and_threshold(
 
 
 class _LargeLoss(Loss):
-    """What LL-R and LL-Ct share: each batch has its own threshold."""
+    """The base of LL-R and LL-Ct, which find the threshold of large losses anew for each batch."""
 
     def tensors(
         self, logits: Tensor | None, labels: Tensor, n_labels: int | None = None
@@ -446,7 +449,7 @@ class LLCtLoss(_LargeLoss, name="ll_ct"):
 
 class LLCpLoss(Loss, name="ll_cp"):
     """Module form of :func:`ll_cp_loss`; called with (logits, labels, index). From epoch 2 on the share is
-    ``delta``. Only training mode remembers.
+    ``delta``. Labels are flipped for good in training mode only.
 
     Args:
         n_samples, n_labels: size of the training set's labels.
@@ -523,9 +526,9 @@ def em_apl_loss(
 class EMAPLLoss(Loss, name="em_apl"):
     """Module form of :func:`em_apl_loss` with its store; called with (logits, labels, index).
 
-    After each epoch from ``warmup`` on, :meth:`update` adds pseudo-labels: of every class, those unobserved labels
-    that have none yet and the lowest p, which is stored as it is at that time; by the last epoch a share
-    ``theta``.
+    After each epoch from ``warmup`` on, :meth:`update` adds pseudo-labels: in every class, the unobserved labels
+    with the lowest p that have none yet get their current p. By the last epoch a share ``theta`` of the unobserved
+    labels of a class has a pseudo-label.
 
     Args:
         n_samples, n_labels: size of the training set's labels.
@@ -645,9 +648,10 @@ def gpr_loss(
     """Generalized pseudo-label robust loss (Tran et al., "More Reliable Pseudo-labels, Better Performance", ICCV
     2025): :func:`gr_loss` with pseudo-labels from outside for what is unobserved.
 
-    1: (1 - v), clamped to ``weight_range``, times rho (-log p) + (1 - rho) (-log(1 - p)); -1: v (-log(1 - p));
-    **0: unobserved, as in GR**. ``lam`` adds :func:`epr_loss`'s penalty on expected positives, as the authors do
-    (0.05 on VOC, 0.001 on COCO and NUS, 0.01 on CUB).
+    A pseudo-label of 1 costs (1 - v), clamped to ``weight_range``, times rho (-log p) + (1 - rho) (-log(1 - p));
+    one of -1 costs v (-log(1 - p)). **0 without a pseudo-label is unobserved, as in GR.** ``lam`` adds
+    :func:`epr_loss`'s penalty on expected positives, as the authors do (0.05 on VOC, 0.001 on COCO and NUS, 0.01 on
+    CUB).
 
     Args:
         pseudo_labels: (N, L), or (R, L) with ``index``, in {-1, 0, 1}.

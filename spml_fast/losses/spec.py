@@ -1,4 +1,4 @@
-"""What a loss computes, as a value, and the functions that compute it.
+"""The spec of a loss, a value that says what is computed, and the functions that compute it.
 
 A loss describes itself by a :class:`LossSpec`: which functor of csrc/losses/table.h, with which numbers. The spec
 is the same for every batch. What changes from batch to batch are tensors, which go beside it.
@@ -28,7 +28,9 @@ Hyper = tuple[float | Tensor, ...]
 
 
 class LossSpec(NamedTuple):
-    """A loss without a batch. Immutable; a tuple because a dataclass costs more to make than a small loss.
+    """What a loss computes, whatever the batch.
+
+    Immutable, and a tuple: to make a frozen dataclass takes as long as to compute a small loss.
 
     Attributes:
         functor: name in csrc/losses/table.h.

@@ -68,7 +68,7 @@ def test_draw_is_uniform_over_unobserved_labels(observed, device):
 
 
 def test_draws_of_neighbours_are_independent(device):
-    """Of one row and the next, one step and the next, one seed and the next."""
+    """Draws of one row and the next, one step and the next, one seed and the next."""
     labels = torch.full((20_000,), -1, device=device)
     one = draw(labels, 6).cpu()
     pairs = {

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 from spml_fast import _ops, losses
 from spml_fast.labels import LabelEstimator
 
-# Of PyTorch's own modules, which inductor imports.
+# Warned of by PyTorch's own modules, which inductor imports.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 
 OPS = torch.ops.spml_fast

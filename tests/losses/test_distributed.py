@@ -126,14 +126,14 @@ def test_half_batches_learn_what_the_joined_batch_teaches(name, in_two_processes
 
 
 def largest_difference(a, b):
-    """Of gradients, beside the largest gradient."""
+    """The largest difference of gradients, as a share of the largest gradient."""
     a, b = (torch.cat([torch.tensor(grad, dtype=torch.float64) for grad in grads]) for grads in (a[1:], b[1:]))
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
 @pytest.mark.parametrize("name", ["epr", "role"])
 def test_without_sync_every_process_has_its_own_k_hat(name, in_two_processes):
-    """Which is not the loss of the joined batch."""
+    """Without ``sync`` the processes do not compute the loss of the joined batch."""
     call, case = losses_to_try()[f"{name} sync=False"]
     for form, batch in batches(case).items():
         joined = learn(call, case, batch)

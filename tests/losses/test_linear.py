@@ -88,7 +88,7 @@ def matrix_labels(id, n, l):
 
 
 def n_chunks(n, l, dtype):
-    """Of labels, as run_linear_loss cuts them."""
+    """The number of chunks into which run_linear_loss cuts the labels."""
     return -(-l // max(64, CHUNK_BYTES // (n * dtype.itemsize) // 64 * 64))
 
 

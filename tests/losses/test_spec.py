@@ -1,4 +1,4 @@
-"""What a loss computes, as a value: made by functions and modules alike, and applied by one function."""
+"""The spec of a loss is a value, made by functions and modules alike and applied by one function."""
 
 import copy
 import pickle

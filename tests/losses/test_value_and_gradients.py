@@ -183,7 +183,7 @@ def test_losses_inside_role(name):
 @pytest.mark.parametrize("n", [0, 1])
 @pytest.mark.parametrize("name", ["an", "gr", "epr", "ll_ct"])
 def test_small_batches(name, n):
-    """Of no rows the sum is 0 and the gradient empty."""
+    """The sum over no rows is 0, and its gradient is empty."""
     case = next(case for case in ALL if case.name == name)
     z, labels = make_logits(n, L, torch.float32), make_index(n, L)
     _, grad, _ = compare(case, z, labels, {}, reduction="sum")

@@ -369,7 +369,7 @@ def test_eps_against_the_reference(case, device):
 @pytest.mark.parametrize("case", [c for c in ALL if c.eager is not None], ids=lambda c: c.id)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_as_the_authors_write_it(case, dtype, device):
-    """eager_* in float64 on the same logits: with eps inside the logarithms, labels 1 and 0."""
+    """The eager form in float64 on the same logits, with eps inside the logarithms and labels 1 and 0."""
     n, l = 128, 81
     s = make_labels(case, n, l, negatives=False)
     z = make_logits(n, l, dtype, scale=2.0)
