@@ -84,8 +84,8 @@ def mean_average_precision(scores: Tensor | np.ndarray, labels: Tensor | np.ndar
 def precision_recall_at(
     scores: Tensor | np.ndarray, labels: Tensor | np.ndarray, ks: Iterable[int] = (1, 3, 5)
 ) -> dict[str, dict[int, float]]:
-    """Precision and recall at k: the share of positives among the k classes that a row scores highest, and the share
-    of the row's positives that are among those k.
+    """Precision and recall at k: the share of positives among the k classes that a row scores highest, and the
+    share of the row's positives that are among those k.
 
     Args:
         scores, labels: as for :func:`average_precision`, and the same errors.

@@ -650,8 +650,8 @@ def gpr_loss(
 
     A pseudo-label of 1 costs (1 - v), clamped to ``weight_range``, times rho (-log p) + (1 - rho) (-log(1 - p));
     one of -1 costs v (-log(1 - p)). **0 without a pseudo-label is unobserved, as in GR.** ``lam`` adds
-    :func:`epr_loss`'s penalty on expected positives, as the authors do (0.05 on VOC, 0.001 on COCO and NUS, 0.01 on
-    CUB).
+    :func:`epr_loss`'s penalty on expected positives, as the authors do (0.05 on VOC, 0.001 on COCO and NUS, 0.01
+    on CUB).
 
     Args:
         pseudo_labels: (N, L), or (R, L) with ``index``, in {-1, 0, 1}.

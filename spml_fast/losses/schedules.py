@@ -58,7 +58,7 @@ class From(Schedule):
 
 @dataclass(frozen=True)
 class Growing(Schedule):
-    """A value that grows: ``step * (epoch - 1)``, at most ``limit``, as LL-R's and LL-Ct's share of large losses."""
+    """A value that grows: ``step * (epoch - 1)``, at most ``limit``; LL-R's and LL-Ct's share of large losses."""
 
     step: float
     limit: float = 1.0
