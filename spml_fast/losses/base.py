@@ -96,11 +96,10 @@ class Loss(nn.Module):
         if self.schedules:
             self._epoch.fill_(self.epoch)
         self._spec = self.specify(**{**self._defaults, **self.hyper})
-        # Where they are the same for every batch: the op's arguments before and after the class weight.
-        self._arguments: tuple[tuple, tuple] | None = None
-        if type(self).tensors is Loss.tensors and not callable(self._spec.hyper):
-            arguments = op_arguments(self._spec, None, compiling=False)
-            self._arguments = arguments[:5], arguments[6:]
+        arguments = op_arguments(self._spec, 1, compiling=False)  # refuses a bad reduction or eps before any batch
+        # The op's arguments before and after the class weight, where they are the same for every batch.
+        fixed = type(self).tensors is Loss.tensors and not callable(self._spec.hyper)
+        self._arguments = (arguments[:5], arguments[6:]) if fixed else None
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *args)

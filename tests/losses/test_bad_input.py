@@ -377,6 +377,16 @@ def test_unknown_hyper_parameter():
     refused(TypeError, message, losses.EPRLoss, expected_positives=1.0, k_hat=k_hat)
 
 
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=lambda case: case.id)
+def test_a_module_refuses_what_it_could_never_compute(case):
+    """When it is made, not when the first batch comes."""
+    more = dict(n_samples=4, n_labels=5) if case.name in ("ll_cp", "em_apl") else {}
+    make = lambda **wrong: losses.make(case.name, **case.hyper, **more, **wrong)  # noqa: E731
+    refused(ValueError, "reduction must be 'none', 'mean' or 'sum', got 'avg'", make, reduction="avg")
+    if case.has_eps:
+        refused(ValueError, "eps must be at least 0 and less than 1, got 1.5", make, eps=1.5)
+
+
 def test_missing_hyper_parameter():
     refused(TypeError, "EPRLoss needs expected_positives", losses.make, "epr")
     refused(TypeError, "ROLELoss needs expected_positives", losses.ROLELoss)
