@@ -29,6 +29,8 @@ class Loss(nn.Module):
     Attributes:
         inputs: names of what the module must be called with.
         needs_observed: whether a row without any observed label costs nothing, so that it teaches nothing.
+        changes_forward: whether the class overrides ``forward`` but not :meth:`tensors`: it can be called,
+            but its spec does not say all that it computes.
         hyper: the given hyper-parameters by name, with their values in the current epoch.
         epoch: the current epoch, counted from 1.
         schedules: the hyper-parameters that are schedules, by name.
@@ -39,11 +41,14 @@ class Loss(nn.Module):
     inputs: ClassVar[tuple[str, ...]]
     name: ClassVar[str]
     needs_observed: ClassVar[bool] = False
+    changes_forward: ClassVar[bool] = False
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         forward = list(inspect.signature(cls.forward).parameters.values())[1:]
         cls.inputs = tuple(p.name for p in forward if p.default is p.empty)
+        if "forward" in cls.__dict__ or "tensors" in cls.__dict__:
+            cls.changes_forward = "tensors" not in cls.__dict__
         if name is not None:
             cls.name = name
             registry[name] = cls
@@ -141,7 +146,12 @@ class Loss(nn.Module):
         return self.evaluate(apply, logits, labels)
 
     def value_and_gradients(self, logits: Tensor, labels: Tensor, *inputs: Tensor) -> LossAndGradients:
-        """The value that a call of the module returns, with its gradients, computed without autograd."""
+        """The value that a call of the module returns, with its gradients, computed without autograd.
+
+        Raises:
+            TypeError: a subclass overrides ``forward``; the gradients of what it does there are autograd's.
+        """
+        require_spec(self, "computed without autograd")
         return self.evaluate(apply_with_gradients, logits, labels, *inputs)
 
     def evaluate(self, how: Callable[..., Any], logits: Tensor, labels: Tensor, *inputs: Tensor) -> Any:
@@ -183,10 +193,17 @@ def entry_spec(loss: str | Loss) -> LossSpec:
         TypeError: the loss reads more than that.
     """
     module = as_module(loss)
+    require_spec(module, "used inside ROLE")
     spec = module.current_spec()
     if type(module).tensors is not Loss.tensors or spec.kind != ELEMENTWISE:
         raise TypeError(f"{type(module).__name__} is not a loss of one logit and its label alone")
     return spec
+
+
+def require_spec(module: Loss, use: str) -> None:
+    """Refuse a loss whose spec does not say all that it computes, where only the spec is looked at."""
+    if module.changes_forward:
+        raise TypeError(f"{type(module).__name__} overrides forward, so it cannot be {use}")
 
 
 def require_logits(logits: Tensor | None, what: str) -> None:

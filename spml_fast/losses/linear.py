@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from .. import _ops
-from .base import Loss, as_module
+from .base import Loss, as_module, require_spec
 from .spec import LossSpec, op_arguments
 
 
@@ -47,6 +47,7 @@ def fused_linear_loss(
             f"{type(module).__name__} is called with {', '.join(module.inputs)} and cannot be computed in chunks "
             "of labels"
         )
+    require_spec(module, "computed in chunks of labels")
     tensors = module.tensors(None, labels, n_labels=weight.shape[0])
     value = _apply_to_linear(module.current_spec(), x, weight, bias, labels, **tensors)
     module.remember(None, labels, tensors)

@@ -169,7 +169,7 @@ def value_and_gradients(
 
     Losses of this package leave them without autograd; any other module's come from autograd.
     """
-    if isinstance(loss, Loss):
+    if isinstance(loss, Loss) and not loss.changes_forward:
         return loss.value_and_gradients(logits, *arguments)
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()

@@ -10,6 +10,7 @@ from cases import ALL, make_batch
 from spml_fast import _ops, losses
 from spml_fast.losses import LossSpec
 from spml_fast.losses.spec import ELEMENTWISE, RANKING, ROLE, apply, op_arguments
+from spml_fast.training.linear import value_and_gradients
 
 BY_ENTRY = [case for case in ALL if case.matrix is None and not case.whole_batch]
 MODULES = {
@@ -61,6 +62,31 @@ def test_numbers_that_depend_on_the_number_of_labels(device):
         wanted = losses.wan_loss(z, labels, negative_weight=1 / max(columns - 1, 1))
         for value in (module(z, labels), losses.wan_loss(z, labels), module.value_and_gradients(z, labels).value):
             assert torch.equal(value, wanted)
+
+
+class Doubled(losses.ANLoss):
+    """A user's loss that does something with the value of another."""
+
+    def forward(self, logits, labels):
+        return 2 * super().forward(logits, labels)
+
+
+def test_a_loss_that_overrides_forward(device):
+    """It is used where it is called, and refused where only its spec would be looked at."""
+    z = torch.randn(4, 5, device=device, requires_grad=True)
+    labels = torch.tensor([0, 1, 2, -1], device=device)
+    assert torch.equal(Doubled()(z, labels), 2 * losses.an_loss(z, labels))
+    message = "Doubled overrides forward, so it cannot be "
+    with pytest.raises(TypeError, match=message + "computed without autograd"):
+        Doubled().value_and_gradients(z, labels)
+    with pytest.raises(TypeError, match=message + "computed in chunks"):
+        losses.fused_linear_loss(z, torch.eye(5, device=device), None, labels, loss=Doubled())
+    with pytest.raises(TypeError, match=message + "used inside ROLE"):
+        losses.ROLELoss(expected_positives=1.0, loss=Doubled())
+    # The linear phase of a training asks autograd.
+    value, grad, _ = value_and_gradients(Doubled(), z.detach(), [labels])
+    assert torch.equal(value, Doubled()(z, labels))
+    assert torch.equal(grad, torch.autograd.grad(Doubled()(z, labels), z)[0])
 
 
 def test_a_loss_of_ones_own(device):
