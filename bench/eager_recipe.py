@@ -11,11 +11,11 @@ import math
 import time
 from dataclasses import dataclass
 
+import eager
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from spml_fast import reference
 from spml_fast.labels import LabelEstimator
 from spml_fast.losses import Loss
 from spml_fast.metrics import mean_average_precision
@@ -46,7 +46,7 @@ class Instances(Dataset):
 
 
 class EagerLoss:
-    """``reference.eager_*`` with the hyper-parameters of a loss module, and what the loss keeps of the data."""
+    """``eager.NAME`` with the hyper-parameters of a loss module, and what the loss keeps of the data."""
 
     def __init__(self, module: Loss, observed: Tensor, seed: int) -> None:
         self.module, self.name = module, type(module).name
@@ -61,21 +61,21 @@ class EagerLoss:
     def __call__(self, z: Tensor, s: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         name = self.name
         if name in ("bce", "bce_ls"):
-            return self._eager(f"eager_{name}", z, y)
+            return self._eager(name, z, y)
         if name == "iun":
-            return self._eager("eager_iun", z, s, y)
+            return self._eager("iun", z, s, y)
         if name == "role":
-            return self._eager("eager_role", z, self.table, rows, s)
+            return self._eager("role", z, self.table, rows, s)
         if name == "em_apl":
-            return self._eager("eager_em_apl", z, s, self.module.pseudo_labels[rows])
+            return self._eager("em_apl", z, s, self.module.pseudo_labels[rows])
         if name in ("ll_r", "ll_ct"):
-            return reference.eager_ll(z, s, self.module.hyper["share"], name == "ll_ct")
+            return eager.ll(z, s, self.module.hyper["share"], name == "ll_ct")
         if name == "ll_cp":
             return self._flip_for_good(z, rows)
-        return self._eager(f"eager_{name}", z, s)
+        return self._eager(name, z, s)
 
     def _eager(self, name: str, *tensors: Tensor) -> Tensor:
-        function = getattr(reference, name)
+        function = getattr(eager, name)
         known = inspect.signature(function).parameters
         hyper = self.defaults | self.module.hyper
         return function(*tensors, **{n: v for n, v in hyper.items() if n in known and n != "eps"})

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 
+import eager
 import torch
 from common import (
     Options,
@@ -38,7 +39,7 @@ from common import (
 )
 from torch import Tensor, nn
 
-from spml_fast import JointClass, S2MSampler, reference
+from spml_fast import JointClass, S2MSampler
 from spml_fast.sampling import ChainState, pack_targets
 
 Row = dict[str, str | int | float | None]
@@ -123,7 +124,7 @@ class AcceptBlock:
     def eager(self) -> None:
         state = self.eager_state
         for proposal in self.proposals:
-            state = reference.eager_accept_step(state, proposal, self.gamma, self.I, self.J)
+            state = eager.accept_step(state, proposal, self.gamma, self.I, self.J)
         self.eager_state = state
 
 
@@ -264,7 +265,7 @@ def official_loop(G: nn.Module, clf: nn.Module, target: JointClass, chains: int,
 
     def weight(x: Tensor) -> Tensor:
         class_logits, validity_logit = clf(x)
-        return reference.eager_weight(class_logits, validity_logit[:, 0], gamma, I, J)
+        return eager.s2m_weight(class_logits, validity_logit[:, 0], gamma, I, J)
 
     x = G(torch.randn(chains, Z_DIM, device=device))
     for _ in range(steps):

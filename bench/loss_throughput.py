@@ -5,7 +5,7 @@
 
 Sections, each measured side by side:
 
-losses  every loss, called as a module, against the same loss as research code writes it (``reference.eager_*``:
+losses  every loss, called as a module, against the same loss as research code writes it (``bench/eager.py``:
         sigmoid, boolean masks) and, if named by --compile (default: all; with --quick: gr), against
         ``torch.compile`` of the formula written with ``where``; GR and ROLE at all sizes, the others at two
 linear  ``fused_linear_loss`` against ``F.linear`` and the eager loss, for so many labels that logits are large
@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import eager as eager_losses
 import torch
 from common import (
     Options,
@@ -52,8 +53,8 @@ from common import (
 from torch import Tensor
 from torch.nn.functional import linear
 
-from spml_fast import fused_linear_loss, reference
-from spml_fast.losses import Loss, make, registry
+from spml_fast import reference
+from spml_fast.losses import Loss, fused_linear_loss, make, registry
 
 Row = dict[str, str | int | float | bool | None]
 Size = tuple[int, int]
@@ -92,13 +93,13 @@ class Case:
     """One loss of the same inputs, computed three ways."""
 
     inputs: tuple[Tensor, ...]
-    """What must be read, in the form that the fused loss takes."""
+    """The tensors that must be read, in the form that the fused loss takes."""
     leaves: tuple[Tensor, ...]
-    """Those of them that get a gradient."""
+    """The inputs that get a gradient."""
     fused: Callable[[], Tensor]
     eager: Callable[[], Tensor]
     where: Callable[..., Tensor]
-    """The formula without masked indexing, of ``where_inputs``."""
+    """The formula without masked indexing, called with ``where_inputs``."""
     where_inputs: tuple[Tensor, ...]
 
 
@@ -107,7 +108,7 @@ def one_positive(rows: int, labels: int, device: torch.device) -> Tensor:
 
 
 def keep_known(function: Callable, hyper: Mapping[str, object]) -> dict[str, object]:
-    """Those hyper-parameters that the function has."""
+    """The hyper-parameters that the function takes."""
     known = inspect.signature(function).parameters
     return {name: value for name, value in hyper.items() if name in known}
 
@@ -138,8 +139,8 @@ def make_case(name: str, size: Size, dtype: torch.dtype, device: torch.device, i
     module = loss_module(name, rows, labels, device)
 
     def case(inputs, fused, eager_inputs, where_inputs=None, *, leaves=(z,), eager=None, where=None) -> Case:
-        """Calls of the reference's two forms; ``eager_inputs`` is a function where preparing them takes time."""
-        eager, where = eager or getattr(reference, f"eager_{name}"), where or getattr(reference, name)
+        """The case of this loss; ``eager_inputs`` is a function where preparing them takes time."""
+        eager, where = eager or getattr(eager_losses, name), where or getattr(reference, name)
         eager_hyper = keep_known(eager, module.hyper)
         where_hyper = keep_known(where, module.hyper)
         prepared = eager_inputs if callable(eager_inputs) else lambda: eager_inputs
@@ -206,7 +207,7 @@ def large_loss_case(case: Callable[..., Case], name: str, inputs, fused, eager_i
     flip = name != "ll_r"
 
     def eager(z: Tensor, s: Tensor) -> Tensor:
-        return reference.eager_ll(z, s, SHARE, flip)
+        return eager_losses.ll(z, s, SHARE, flip)
 
     def where(z: Tensor, s: Tensor) -> Tensor:
         return reference.ll(z, s, math.ceil(z.numel() * SHARE), flip)
@@ -215,7 +216,7 @@ def large_loss_case(case: Callable[..., Case], name: str, inputs, fused, eager_i
 
 
 def pseudo_case(case: Callable[..., Case], store: Tensor, z, known, s, index, fused) -> Case:
-    """Of a loss that reads the batch's rows of pseudo-labels."""
+    """The case of a loss that reads the batch's rows of pseudo-labels."""
     dense = store[index].to(z.dtype)
     return case((z, known, store, index), fused, lambda: (z, s, store[index].to(z.dtype)), (z, s, dense))
 
@@ -262,7 +263,7 @@ def measure(
     return row
 
 
-def describe(options: Options, section: str, loss: str, size: Size, dtype: torch.dtype, **more: object) -> Row:
+def row_head(options: Options, section: str, loss: str, size: Size, dtype: torch.dtype, **more: object) -> Row:
     """The columns of a row that say what was measured."""
     return {
         "section": section,
@@ -295,7 +296,7 @@ def loss_rows(options: Options, settings: Settings) -> Iterator[Row]:
             "forward+backward": {key: training_step(call, case.leaves) for key, call in calls.items()},
         }
         for kind, steps in passes.items():
-            row = describe(options, "losses", name, size, dtype, features=None, index_labels=settings.index_labels)
+            row = row_head(options, "losses", name, size, dtype, features=None, index_labels=settings.index_labels)
             row["pass"] = kind
             row |= measure(steps, case.leaves, number_of_bytes(case.leaves[:1]), options, options.timing)
             gradients = case.leaves if kind != "forward" else ()
@@ -317,14 +318,14 @@ def linear_rows(options: Options) -> Iterator[Row]:
     s = torch.zeros(rows, labels, device=device).scatter_(1, positive[:, None], 1)
     for name in LINEAR_LOSSES:
         module = loss_module(name, rows, labels, device)
-        eager = getattr(reference, f"eager_{name}")
+        eager = getattr(eager_losses, name)
         eager = partial(eager, **keep_known(eager, module.hyper))
         calls = {
             "eager": lambda eager=eager: eager(linear(x, weight, bias), s),
             "fused": partial(fused_linear_loss, x, weight, bias, positive, loss=module),
         }
         steps = {key: training_step(call, leaves) for key, call in calls.items()}
-        row = describe(options, "linear", name, size, torch.float32, features=features, index_labels=True)
+        row = row_head(options, "linear", name, size, torch.float32, features=features, index_labels=True)
         row["pass"] = "forward+backward"
         row |= measure(steps, leaves, 4 * rows * labels, options, timing, number_of_bytes(leaves))
         row |= {"bytes": 2 * number_of_bytes(leaves), "copy_fraction": None}
@@ -335,7 +336,7 @@ def linear_rows(options: Options) -> Iterator[Row]:
 
 
 def verdicts(row: Row) -> Iterator[str]:
-    """What the project asks of this row, and whether it was met."""
+    """The targets of this row, and whether they were met."""
     if row["section"] == "linear":
         yield verdict(">= 1x", row["speedup_eager"] >= 1)
         if row["labels"] == LINEAR_SHAPE[2]:
@@ -425,7 +426,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
 
 @dataclass(frozen=True)
 class Settings:
-    """What to measure in section losses."""
+    """The losses, sizes and dtypes to measure in section losses."""
 
     shapes: Sequence[tuple[str, Size, torch.dtype]]
     compile: Sequence[str]

@@ -14,7 +14,7 @@ import torch
 from common import device_name, synchronize
 
 from spml_fast import JointClass, _ops, losses
-from spml_fast.losses.base import ROLE, describe
+from spml_fast.losses.spec import ROLE, op_arguments
 from spml_fast.sampling import ChainState, pack_targets
 
 pytest.importorskip("pytest_benchmark")
@@ -130,8 +130,8 @@ def test_loss_and_grad(timed, device, rows, labels, name, dtype, form):
     s = torch.randint(labels, (rows,), device=device)
     if form == "matrix":
         s = torch.zeros_like(z).scatter_(1, s[:, None], 1)
-    call = describe(losses.make(name))
-    timed(lambda: _ops.ops.loss_and_grad(z, s, *call), 2 * size(z) + size(s))
+    arguments = op_arguments(losses.make(name).current_spec(), labels, compiling=False)
+    timed(lambda: _ops.ops.loss_and_grad(z, s, *arguments), 2 * size(z) + size(s))
 
 
 @pytest.mark.parametrize(("rows", "labels"), LOSS_SIZES)

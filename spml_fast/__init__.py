@@ -1,13 +1,15 @@
-"""spml-fast: fused losses and S2M sampling for the single positive setting."""
+"""spml-fast: fused losses and S2M sampling for the single positive setting.
+
+The top level holds what a training or a sampling script needs. Of the losses it has the modules that were proposed
+for single positive labels; all others, and the functional form of every loss, are in :mod:`spml_fast.losses`.
+"""
 
 from typing import Any
 
 from . import data, labels, losses, metrics, sampling, training
 from ._version import __version__
 from .labels import LabelEstimator
-from .losses import fused_linear_loss
-from .losses.batch import *  # noqa: F403
-from .losses.elementwise import *  # noqa: F403
+from .losses import EMAPLLoss, EMLoss, EPRLoss, GPRLoss, GRLoss, ROLELoss
 from .sampling import (
     IMH,
     MALA,
@@ -27,27 +29,32 @@ from .sampling import (
 from .training import DensityRatio, TrainedClassifier, train_classifier, train_density_ratio
 
 __all__ = [
-    "DensityRatio",
     "IMH",
+    "MALA",
+    "DensityRatio",
+    "EMAPLLoss",
+    "EMLoss",
+    "EPRLoss",
+    "GPRLoss",
+    "GRLoss",
     "JointClass",
     "LabelEstimator",
     "LatentMixture",
-    "MALA",
     "MinMax",
     "Mixture",
     "MultiLabelDensityRatio",
     "Plan",
+    "ROLELoss",
     "Rejection",
     "Resample",
     "Run",
     "S2MResult",
     "S2MSampler",
-    "SPMLModule",  # noqa: F405
-    "SinglePositiveClassifier",  # noqa: F405
+    "SPMLModule",
+    "SinglePositiveClassifier",
     "TrainedClassifier",
     "__version__",
     "data",
-    "fused_linear_loss",
     "labels",
     "losses",
     "metrics",
@@ -56,12 +63,17 @@ __all__ = [
     "train_classifier",
     "train_density_ratio",
     "training",
-    *losses.batch.__all__,
-    *losses.elementwise.__all__,
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("SPMLModule", "SinglePositiveClassifier"):
+    if name in ("SPMLModule", "SinglePositiveClassifier"):  # their base classes take seconds to import
         return getattr(training, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    message = f"module {__name__!r} has no attribute {name!r}"
+    if name in losses.__all__:
+        message += f"; it is {__name__}.losses.{name}"
+    raise AttributeError(message)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

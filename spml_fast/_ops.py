@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def _load_extension() -> ModuleType:
-    """Import ``spml_fast._C``, also when this package is the source folder of a checkout.
+    """The module ``spml_fast._C``, found also when this package is the source folder of a checkout.
 
     Started in the root of a checkout, Python imports the source folder before the installed package, and the
     source folder holds no compiled extension unless the install is editable. The installed one is used then.
@@ -100,14 +100,16 @@ def _(chains, steps, seed, dim, *, dtype=None) -> Tensor:
 
 
 def _check_devices(op, like, others) -> None:
-    """Refuses what is not where ``like`` is: one tensor on "meta" brings the real ones here."""
+    """Refuse tensors on another device than ``like``: one tensor on "meta" sends real ones to a fake kernel."""
     for name, tensor in others.items():
         if isinstance(tensor, Tensor) and tensor.device != like.device:
             raise ValueError(f"{op}: {name} is on {tensor.device}, expected {like.device}")
 
 
 def _loss_value(inputs, reduction, rest, **others) -> Tensor:
-    others |= zip(("class_weight", "aux", "index", "negatives", "threshold", "", "", "k_hat"), rest, strict=False)
+    others |= zip(
+        ("class_weight", "second_matrix", "index", "negatives", "threshold", "", "", "k_hat"), rest, strict=False
+    )
     _check_devices("loss", inputs, others)
     if reduction == 0:
         return torch.empty_like(inputs, memory_format=torch.contiguous_format)
@@ -122,8 +124,8 @@ def _(logits, labels, kind, loss, hyper, eps, reduction, *rest) -> Tensor:
 @torch.library.register_fake("spml_fast::loss_and_grad")
 def _(logits, labels, kind, loss, hyper, eps, reduction, *rest) -> tuple[Tensor, Tensor, Tensor]:
     grad = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    aux_grad = logits.new_empty(logits.shape if kind == 1 else (0,), dtype=compute_dtype(logits.dtype))
-    return _loss_value(logits, reduction, rest, labels=labels), grad, aux_grad
+    table_grad = logits.new_empty(logits.shape if kind == 1 else (0,), dtype=compute_dtype(logits.dtype))
+    return _loss_value(logits, reduction, rest, labels=labels), grad, table_grad
 
 
 @torch.library.register_fake("spml_fast::linear_loss")

@@ -1,4 +1,4 @@
-"""Labels: what annotators would give, simulated from full labels, and the label estimator of ROLE."""
+"""Observed labels simulated from full labels, checks of observed labels, and the label estimator of ROLE."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 UNOBSERVED = 0.6
 """Estimates of unobserved labels start with logits uniform within plus or minus logit(0.6)."""
 POSITIVE = 0.995
+"""Estimates of observed positives start here."""
 NEGATIVE = 0.005
+"""Estimates of observed negatives start here."""
 CLAMP = 1e-5
 """Given probabilities are clamped to [1e-5, 1 - 1e-5]."""
 
@@ -29,7 +31,8 @@ def single_positives(
     seed: int | np.random.Generator | None = None,
     empty: str = "raise",
 ) -> Array:
-    """Simulates annotators who name few of an instance's labels: by default one positive, uniformly.
+    """Observed labels of simulated annotators, who name few of an instance's labels: by default one positive,
+    drawn uniformly.
 
     Args:
         labels: full labels (N, L), numpy or torch; nonzero is positive, 0 negative.
@@ -100,7 +103,7 @@ def observed_matrix(observed: Array, n_labels: int) -> Array:
 
 
 def check_observed(observed: np.ndarray | Tensor, n_labels: int) -> None:
-    """Refuses observed labels that are not (N,) int64 in -1 ... L - 1 or (N, L) of 1, 0 and -1.
+    """Refuse observed labels that are not (N,) int64 in -1 ... L - 1 or (N, L) of 1, 0 and -1.
 
     Raises:
         ValueError: another shape or value, naming the first row and column.
@@ -130,7 +133,7 @@ def check_observed(observed: np.ndarray | Tensor, n_labels: int) -> None:
 
 
 def _full_labels(labels: np.ndarray | Tensor) -> np.ndarray:
-    """(N, L) bool, once nothing in ``labels`` looks like observed labels or missing values."""
+    """Full labels as (N, L) bool; refused where they look like observed labels or have missing values."""
     if not isinstance(labels, Tensor):
         labels = np.asarray(labels)
     if labels.ndim != 2 or not labels.shape[1]:
@@ -170,7 +173,7 @@ def _log_weight(
 
 
 def _largest(keys: np.ndarray, k: int) -> np.ndarray:
-    """(N, L) bool: where the k largest keys of each row are, those of -inf left out."""
+    """(N, L) bool: where the k largest keys of each row are; keys of -inf are left out."""
     k = min(k, keys.shape[1])
     chosen = np.zeros(keys.shape, dtype=bool)
     np.put_along_axis(chosen, np.argpartition(keys, -k, axis=1)[:, -k:], True, axis=1)
@@ -178,6 +181,7 @@ def _largest(keys: np.ndarray, k: int) -> np.ndarray:
 
 
 def _logit(p: float) -> float:
+    """log(p / (1 - p))"""
     return math.log(p / (1 - p))
 
 
@@ -193,9 +197,9 @@ class LabelEstimator(nn.Module):
         n_labels: L; needed with labels of shape (R,).
         probabilities: (R, L), start from these instead, clamped to [1e-5, 1 - 1e-5]; ``labels`` is not needed
             then.
-        generator: of the random start; torch's own unless given.
-        device, dtype: of the table. float32 serves logits of float32, float16 and bfloat16; float64 those of
-            float64.
+        generator: draws the random start; torch's global generator unless given.
+        device, dtype: where and how the table is stored. A float32 table goes with logits in float32, float16 and
+            bfloat16, a float64 table with logits in float64.
 
     Attributes:
         logits: (R, L) parameter.

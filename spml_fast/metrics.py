@@ -1,5 +1,5 @@
-"""How good a multi-label classifier is: average precision, precision and recall at k, and what it makes of the
-labels that nobody gave it."""
+"""Measures of a multi-label classifier: average precision, precision and recall at k, and how well it separates
+unobserved labels that are positive from those that are negative."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def average_precision(scores: Tensor | np.ndarray, labels: Tensor | np.ndarray) 
     """
     values, positive = _checked(scores, labels)
     if isinstance(values, Tensor):
-        return _by_one_sort(values, positive).cpu()
+        return by_one_sort(values, positive).cpu()
     n, n_labels = values.shape
     result = np.zeros(n_labels)
     width = max(1, BLOCK // n)
@@ -56,8 +56,11 @@ def average_precision(scores: Tensor | np.ndarray, labels: Tensor | np.ndarray) 
     return torch.from_numpy(result)
 
 
-def _by_one_sort(scores: Tensor, labels: Tensor) -> Tensor:
-    """:func:`average_precision` on a GPU, where a loop over classes would wait for each: (L,) float64."""
+def by_one_sort(scores: Tensor, labels: Tensor) -> Tensor:
+    """Average precision by one sort of all classes, (L,) float64.
+
+    For GPUs, where a loop over classes would wait for each of them.
+    """
     n = len(scores)
     result = []
     for columns, relevant in zip(*(x.split(max(1, GPU_BLOCK // n), dim=1) for x in (scores, labels)), strict=True):
@@ -81,7 +84,8 @@ def mean_average_precision(scores: Tensor | np.ndarray, labels: Tensor | np.ndar
 def precision_recall_at(
     scores: Tensor | np.ndarray, labels: Tensor | np.ndarray, ks: Iterable[int] = (1, 3, 5)
 ) -> dict[str, dict[int, float]]:
-    """How many of the k classes that a row scores highest are right, and how much of the row that covers.
+    """Precision and recall at k: the share of positives among the k classes that a row scores highest, and the
+    share of the row's positives that are among those k.
 
     Args:
         scores, labels: as for :func:`average_precision`, and the same errors.
@@ -121,11 +125,11 @@ def precision_recall_at(
 def evaluate(
     scores: Tensor | np.ndarray, labels: Tensor | np.ndarray, names: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Everything above, ready for JSON.
+    """Average precision, its mean, precision and recall at k, as plain values ready for JSON.
 
     Args:
         scores, labels: as for :func:`average_precision`, and the same errors.
-        names: of the L classes, all different; "0", "1", ... unless given.
+        names: the L classes' names, all different; "0", "1", ... unless given.
 
     Returns:
         ``{"n": N, "map": ..., "ap": {name: ...}, "precision_at": {"1": ...}, "recall_at": {"1": ...},
@@ -150,7 +154,7 @@ def evaluate(
 
 
 def probability_counts(probabilities: Tensor, labels: Tensor, observed: Tensor, bins: int = 100) -> Tensor:
-    """Where the predicted probabilities of the labels lie that training does not see.
+    """Histograms of the probabilities predicted for unobserved labels, of true positives and of true negatives.
 
     Args:
         probabilities: (N, L), floating, in [0, 1], on any device.
@@ -237,6 +241,7 @@ def separation(counts: Tensor | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _check_index(observed: Tensor, n_labels: int) -> None:
+    """Refuse observed labels (N,) that are not int64 in -1 ... L - 1."""
     if observed.dtype != torch.int64:
         raise TypeError(f"observed of shape (N,) must be int64, got {observed.dtype}")
     wrong = (observed < -1) | (observed >= n_labels)
@@ -248,7 +253,7 @@ def _check_index(observed: Tensor, n_labels: int) -> None:
 def _checked(
     scores: Tensor | np.ndarray, labels: Tensor | np.ndarray
 ) -> tuple[Tensor, Tensor] | tuple[np.ndarray, np.ndarray]:
-    """Both (N, L), scores in float32 or float64: tensors on the scores' GPU, else arrays."""
+    """Scores in float32 or float64 and labels, checked, both (N, L): tensors on the scores' GPU, else arrays."""
     if isinstance(scores, Tensor) and scores.is_cuda:
         scores, labels = scores.detach(), torch.as_tensor(labels, device=scores.device)
         floating, half, is_bool = (
@@ -279,6 +284,7 @@ def _checked(
 
 
 def _as_array(values: Tensor | np.ndarray) -> np.ndarray:
+    """The values as a numpy array, which has no bfloat16."""
     if isinstance(values, Tensor):
         values = values.detach()
         return (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()

@@ -1,4 +1,7 @@
-"""Pictures; matplotlib is imported when one is drawn, and only its file backends are used."""
+"""Pictures of samples, of the sampler's diagnostics and of trainings, written to files.
+
+matplotlib is imported when a picture is drawn, and only its file backends are used.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from .sampling import Diagnostics, JointClass, S2MResult
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 INK, GREY, LINE = "#222222", "#707070", "#E3E3E3"
 NAMED_CLASSES = 60
-"""Up to so many classes, every one has a bar and its name."""
+"""The largest number of classes for which each has a bar with its name."""
 
 
 def plot_samples(rows: Mapping[str, np.ndarray], path: str | Path, n_columns: int = 16) -> None:
@@ -36,7 +39,8 @@ def plot_samples(rows: Mapping[str, np.ndarray], path: str | Path, n_columns: in
 
 
 def plot_diagnostics(diagnostics: Mapping[str, Diagnostics], path: str | Path) -> None:
-    """What the proposals are worth for each joint class, and how fast the chains forget where they began."""
+    """Support and acceptance rates, effective samples per proposal, and the bound on the distance to the target by
+    step, for each joint class."""
     names = list(diagnostics)
     values = list(diagnostics.values())
     figure, (rates, efficiency, bounds) = _figure(1, 3, width=13, height=3.6)
@@ -64,14 +68,14 @@ def plot_diagnostics(diagnostics: Mapping[str, Diagnostics], path: str | Path) -
 def plot_adaptation(
     result: S2MResult, path: str | Path, name: Callable[[JointClass], str] = str, n_columns: int = 16
 ) -> None:
-    """The way to an adapted proposal: for each stage, samples of its joint class and what they cost.
+    """The stages of an adapted proposal: samples of each stage's joint class, and proposals per effective sample.
 
     Source: Cho et al., "Mining Multi-Label Samples from Single Positive Labels", NeurIPS 2022, the figure on
     repeated adaptation. The last row is the result itself.
 
     Args:
-        result: of a run with ``adapt=True``, over images (1 or 3, height, width).
-        name: of a joint class.
+        result: images (1 or 3, height, width) of a run whose proposals were adapted.
+        name: says what a joint class is called in the picture.
 
     Raises:
         ValueError: the proposals of ``result`` were not adapted.
@@ -122,9 +126,9 @@ def plot_curves(epochs: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Training loss and mAP over the epochs of all phases, in the order given.
 
     Args:
-        epochs: of each "phase", "epoch", "train_loss", "validation_map", "recovery_map"; what is absent, None or
-            NaN leaves a gap. mAPs are in [0, 1].
-        path: of the PNG.
+        epochs: a record of each epoch: "phase", "epoch", "train_loss", "validation_map", "recovery_map"; what is
+            absent, None or NaN leaves a gap. mAPs are in [0, 1].
+        path: where the PNG is written.
 
     Raises:
         ValueError: there are no epochs.
@@ -172,7 +176,7 @@ def plot_average_precision(ap: Mapping[str, float], path: str | Path) -> None:
 
     Args:
         ap: AP in [0, 1] by class name. Up to ``NAMED_CLASSES`` are bars with names; more are a curve with a few.
-        path: of the PNG.
+        path: where the PNG is written.
 
     Raises:
         ValueError: there are no classes.
@@ -222,14 +226,14 @@ def plot_average_precision(ap: Mapping[str, float], path: str | Path) -> None:
 
 
 def plot_unobserved_positives(counts: np.ndarray, path: str | Path) -> None:
-    """What becomes of the labels nobody gave: their predicted probabilities, epoch by epoch.
+    """The predicted probabilities of unobserved positives and of true negatives, epoch by epoch.
 
     A column is the normalised histogram of one epoch, white where it is zero, as in the figure of Cole et al.,
     CVPR 2021; here with the median, and with the true negatives beside the unobserved positives.
 
     Args:
         counts: (T, 2, bins), ``metrics.probability_counts`` of T epochs.
-        path: of the PNG.
+        path: where the PNG is written.
     """
     from matplotlib.colors import LogNorm
 
@@ -246,7 +250,7 @@ def plot_unobserved_positives(counts: np.ndarray, path: str | Path) -> None:
         mesh = axis.pcolormesh(
             np.arange(n_epochs + 1) + 0.5, edges, of_kind.T, cmap="YlGnBu", norm=LogNorm(1e-4, 1), rasterized=True
         )
-        median = [_quantile(row, 0.5) for row in n]
+        median = [histogram_quantile(row, 0.5) for row in n]
         axis.plot(np.arange(1, n_epochs + 1), median, color=VERMILION, lw=2, marker="o", ms=3, label="median")
         most = int(n[0].sum())
         _dress(axis, title=f"{title} ({most:,})", xlabel="epoch", grid="")
@@ -270,7 +274,7 @@ def plot_false_negative_share(
 
     Args:
         counts: (T, 2, bins), ``metrics.probability_counts`` of T epochs.
-        path: of the PNG.
+        path: where the PNG is written.
         k_hat: the loss's estimate of that share at the end of training, an array of p to an array; drawn over the
             last epoch. sigmoid(w p + b) for GR.
     """
@@ -316,14 +320,14 @@ def plot_false_negative_share(
 
 
 def plot_distinguishing(counts: np.ndarray, path: str | Path) -> None:
-    """How well predictions tell missing positives from true negatives, and how that grows over the epochs.
+    """The separation of missing positives from true negatives by their predicted probabilities, over the epochs.
 
     Figure 3 of Chen et al. (see :func:`plot_false_negative_share`): the distributions of p in the first and in the
     last epoch; over the epochs, their Wasserstein distance and the ROC AUC, both from the counts.
 
     Args:
         counts: (T, 2, bins), ``metrics.probability_counts`` of T epochs.
-        path: of the PNG.
+        path: where the PNG is written.
     """
     counts = _as_counts(counts)
     n_epochs, _, bins = counts.shape
@@ -367,8 +371,9 @@ def plot_grid(grid: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Validation mAP of every learning rate, a line per batch size; the best is ringed.
 
     Args:
-        grid: of each "lr", "batch_size" and "validation_map"; None or NaN, of a run that diverged, leaves a gap.
-        path: of the PNG.
+        grid: a record of each run: "lr", "batch_size" and "validation_map"; None or NaN, where the run diverged,
+            leaves a gap.
+        path: where the PNG is written.
 
     Raises:
         ValueError: the grid is empty.
@@ -415,8 +420,8 @@ def _as_counts(counts: Any) -> np.ndarray:
     return counts
 
 
-def _quantile(counts: np.ndarray, q: float) -> float:
-    """Of a histogram over [0, 1], each bin's labels spread over it evenly; NaN if it is empty."""
+def histogram_quantile(counts: np.ndarray, q: float) -> float:
+    """The q-quantile of a histogram over [0, 1], each bin's labels spread over it evenly; NaN if it is empty."""
     total = counts.sum()
     if not total:
         return float("nan")

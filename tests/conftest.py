@@ -40,8 +40,14 @@ print(json.dumps([_ops.extension.cpu_isa(), {module}.fingerprints()]))
 """
 
 
+@pytest.fixture(scope="session")
+def environment():
+    """The variables of this process, with which another one finds what the tests import."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+
+
 @pytest.fixture
-def on_every_isa():
+def on_every_isa(environment):
     """``on_every_isa(__file__)``: what the test file's ``fingerprints()`` are on each instruction set, by name."""
 
     def run(file):
@@ -50,7 +56,7 @@ def on_every_isa():
         command = [sys.executable, "-c", FINGERPRINTS.format(module=file.stem)]
         vector = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
         for isa in ["baseline", *(["avx2", "avx512"] if vector else [])]:
-            env = {**os.environ, "SPML_FAST_ISA": isa}
+            env = {**environment, "SPML_FAST_ISA": isa}
             done = subprocess.run(
                 command, env=env, cwd=file.parent, capture_output=True, text=True, check=False, timeout=120
             )

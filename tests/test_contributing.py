@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 def test_the_diff_applies():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     (diff,) = re.findall(r"^```diff\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    assert len(re.findall(r"^\+\+\+ ", diff, re.MULTILINE)) == 4, "four places"
+    places = re.findall(r"^\+\+\+ b/(.*)$", diff, re.MULTILINE)
+    assert len(places) == 5, "four places, and the benchmark's"
+    assert "bench/eager.py" in places
     applied = subprocess.run(
         ["git", "apply", "--check", "-"], input=diff, cwd=ROOT, capture_output=True, text=True
     )

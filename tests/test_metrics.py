@@ -55,7 +55,7 @@ def test_average_precision_is_that_of_sklearn_and_torchmetrics(n, n_labels, posi
     scores, labels = problem(n, n_labels, positives, seed, levels)
     ap = average_precision(scores, labels)
     assert ap.dtype == torch.float64
-    np.testing.assert_allclose(ap, metrics._by_one_sort(scores, labels), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ap, metrics.by_one_sort(scores, labels), rtol=0, atol=1e-12)
     np.testing.assert_allclose(ap, by_sklearn(scores, labels), rtol=0, atol=1e-12)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchmetrics', for classes without positives
@@ -85,7 +85,7 @@ def test_average_precision_over_blocks(monkeypatch):
     monkeypatch.setattr(metrics, "BLOCK", 120)
     assert torch.equal(average_precision(scores, labels), whole)
     monkeypatch.setattr(metrics, "GPU_BLOCK", 120)
-    torch.testing.assert_close(metrics._by_one_sort(scores, labels), whole, rtol=0, atol=1e-12)
+    torch.testing.assert_close(metrics.by_one_sort(scores, labels), whole, rtol=0, atol=1e-12)
     monkeypatch.setattr(metrics, "BLOCK", 1)
     assert torch.equal(average_precision(scores, labels), whole)
 

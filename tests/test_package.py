@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import spml_fast
-from spml_fast import _ops, cli
+from spml_fast import _ops, cli, losses
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,7 +52,20 @@ def test_importing_is_light():
 def test_public_names():
     for name in spml_fast.__all__:
         assert getattr(spml_fast, name) is not None
+    assert dir(spml_fast) == sorted(spml_fast.__all__)
     assert (Path(spml_fast.__file__).parent / "py.typed").exists()
+
+
+def test_functional_losses_are_in_their_module_only():
+    for name in (n for n in losses.__all__ if n.endswith("_loss")):
+        with pytest.raises(AttributeError, match=f"no attribute '{name}'; it is spml_fast.losses.{name}$"):
+            getattr(spml_fast, name)
+    assert hasattr(spml_fast.losses, "gr_loss")
+
+
+def test_a_name_that_does_not_exist():
+    with pytest.raises(AttributeError, match=r"module 'spml_fast' has no attribute 'gr_los'$"):
+        _ = spml_fast.gr_los
 
 
 def test_info(capsys):

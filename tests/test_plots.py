@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from spml_fast.sampling.diagnostics import Timing, diagnose
 
 from spml_fast import plots
 from spml_fast.metrics import probability_counts
 from spml_fast.sampling import AdaptationPath, AdaptationStage, ChainState, JointClass, LatentMixture, S2MResult
-from spml_fast.sampling.diagnostics import Timing, diagnose
 
 
 @pytest.fixture
@@ -207,7 +207,7 @@ def test_paths_may_be_strings(tmp_path):
 
 
 def test_median_of_a_histogram():
-    assert plots._quantile(np.array([0, 0, 4, 0]), 0.5) == pytest.approx(0.625)
-    assert plots._quantile(np.array([1, 1, 0, 0]), 0.5) == pytest.approx(0.25)
-    assert plots._quantile(np.array([2, 0, 0, 2]), 0.75) == pytest.approx(0.875)
-    assert np.isnan(plots._quantile(np.zeros(4), 0.5))
+    assert plots.histogram_quantile(np.array([0, 0, 4, 0]), 0.5) == pytest.approx(0.625)
+    assert plots.histogram_quantile(np.array([1, 1, 0, 0]), 0.5) == pytest.approx(0.25)
+    assert plots.histogram_quantile(np.array([2, 0, 0, 2]), 0.75) == pytest.approx(0.875)
+    assert np.isnan(plots.histogram_quantile(np.zeros(4), 0.5))

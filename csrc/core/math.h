@@ -6,7 +6,7 @@
 // (-ffp-contract=off, -fmad=false). There is no branch, so loops over them vectorise.
 //
 // Polynomials: cephes (float exp, sine, cosine), musl/FreeBSD (log, double sine and cosine), Taylor (double exp).
-// Those of float exponentials and logarithms are summed in pairs (Estrin), not one term after another: kernels chain
+// Polynomials of float exponentials and logarithms are summed in pairs (Estrin), not one term after another: kernels chain
 // several, and what holds them up is how long each result takes, not how many instructions there are.
 #pragma once
 

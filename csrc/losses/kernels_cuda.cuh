@@ -74,7 +74,7 @@ __device__ void write_loss(const LossParams& p, double sum) {
   *static_cast<T*>(p.out) = static_cast<T>((sum + penalty_of(p)) * p.out_scale);
 }
 
-// Of several invalid labels any may be reported.
+// Where several labels are invalid, any of them may be reported.
 __device__ inline void note_invalid(const LossParams& p, int64_t what) {
   if (p.invalid != nullptr) {
     *static_cast<volatile int64_t*>(p.invalid) = what;
@@ -85,7 +85,7 @@ __device__ inline void note_invalid(const LossParams& p, int64_t what) {
 struct Cursor {
   int64_t row, column;
   int64_t positive = -1;  // column of the observed positive in the index form
-  int64_t negative = -1;  // likewise of the pseudo-negative
+  int64_t negative = -1;  // column of the pseudo-negative
   bool valid = true;      // the row's index
 
   __device__ Cursor(const LossParams& p, int64_t entry) {

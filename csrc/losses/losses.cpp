@@ -62,7 +62,7 @@ struct Arguments {
   OptionalTensor threshold;     // (1,)
   double lam, expected_positives;
   OptionalTensor k_hat;  // (1,) float64
-  bool sparse;           // of the table's gradient
+  bool sparse;           // whether the table's gradient is a sparse tensor
   std::vector<Tensor> scheduled;  // in place of the NaNs in hyper: numbers that a compiled graph must read anew
 };
 
@@ -691,7 +691,7 @@ void check_no_tangent(const Tensor& t) {
                               "the losses of spml_fast have no forward-mode derivative");
 }
 
-// That no gradient is expected where there is none to give.
+// Refuses inputs that require a gradient which no loss gives them.
 void check_constants(const Arguments& a) {
   const auto check = [](const Tensor& t, const char* name) {
     TORCH_CHECK_VALUE(!t.requires_grad(), kOp, ": ", name, " requires a gradient, which no loss gives it; pass ", name,

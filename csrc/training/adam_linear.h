@@ -42,7 +42,7 @@ struct AdamStep {
         root_scale(static_cast<T>(1 / square_root(p.correction2))),
         eps(static_cast<T>(p.eps)) {}
 
-  // Of a row with this learning rate: what multiplies m / (sqrt(v) ...).
+  // The factor of m / (sqrt(v) ...) for a row with this learning rate.
   SPML_HD T rate(T lr) const { return static_cast<T>(static_cast<double>(lr) / correction1); }
 
   SPML_HD void operator()(T gradient, T rate, T& weight, T& mean, T& square) const {

@@ -54,7 +54,7 @@ inline void add_products(const T* x, int64_t x_stride, const T* grad, int64_t ba
   }
 }
 
-// Of rows [row, row + rows) and columns [column, column + n).
+// The gradient of rows [row, row + rows) and columns [column, column + n).
 template <class T>
 inline void compute_gradient(const AdamLinearParams& p, int64_t row, int rows, int64_t column, int n,
                              AdamGradient<T>& gradient) {

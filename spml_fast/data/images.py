@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, by which pretrained networks expect their input normalised."""
+"""Mean and standard deviation of ImageNet, with which pretrained networks expect their input normalised."""
 
 
 class ImageFiles(Dataset):

@@ -6,12 +6,15 @@ from .batch import *  # noqa: F403
 from .elementwise import *  # noqa: F403
 from .linear import fused_linear_loss
 from .schedules import From, Growing, Linear, Schedule
+from .spec import LossAndGradients, LossSpec
 
 __all__ = [
     "From",
     "Growing",
     "Linear",
     "Loss",
+    "LossAndGradients",
+    "LossSpec",
     "Schedule",
     "frame",
     "fused_linear_loss",

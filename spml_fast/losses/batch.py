@@ -6,26 +6,18 @@ Notation as in :mod:`spml_fast.losses.elementwise`; N and L are the rows and col
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from .. import _ops
-from .base import (
-    RANKING,
-    ROLE,
-    Loss,
-    at_least,
-    check_inputs,
-    describe,
-    in_unit_interval,
-    run,
-    whole,
-)
-from .elementwise import Value, _gr_hyper, documented, gr_schedules
+from .base import Loss, entry_spec, require_logits
+from .elementwise import Value, documented, gr_hyper, gr_schedules
 from .schedules import From, Growing, Schedule
+from .spec import RANKING, ROLE, LossSpec, apply, at_least, check_inputs, in_unit_interval
 
 __all__ = [
     "EMAPLLoss",
@@ -39,7 +31,7 @@ __all__ = [
     "ROLELoss",
     "em_apl_loss",
     "epr_loss",
-    "expected_positives",
+    "expected_positive_count",
     "gpr_loss",
     "ll_cp_loss",
     "ll_ct_loss",
@@ -50,6 +42,12 @@ __all__ = [
 ]
 
 # --- a sampled negative, a ranking ----------------------------------------------------------------
+
+
+def _pns_spec(seed: int, eps: float, reduction: str) -> LossSpec:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise TypeError(f"seed must be an integer, got {seed!r}")
+    return LossSpec("iu", (), eps, reduction)
 
 
 @documented()
@@ -72,31 +70,41 @@ def pns_loss(
     columns = check_inputs(logits, labels)[1]
     if not isinstance(step, Tensor):
         step = torch.tensor([step], device=labels.device)
+    spec = _pns_spec(seed, eps, reduction)
     negatives = _ops.draw_unobserved(labels, columns, seed, step)
-    return run(logits, labels, "iu", negatives=negatives, eps=eps, class_weight=class_weight, reduction=reduction)
+    return apply(spec, logits, labels, class_weight=class_weight, negatives=negatives)
 
 
 class PNSLoss(Loss, name="pns"):
-    """Module form of :func:`pns_loss`; counts the steps itself, in training mode. Give the ranks of a distributed
-    job different seeds.
+    """Module form of :func:`pns_loss`; counts the steps itself, in training mode. In a distributed job, give each
+    process another seed.
 
     Attributes:
         step: (1,) int64, batches seen so far; part of the state dict.
     """
 
     function = staticmethod(pns_loss)
+    specify = staticmethod(_pns_spec)
 
     def __init__(self, *, seed: int = 0, **hyper: object) -> None:
         super().__init__(seed=seed, **hyper)
         self.register_buffer("step", torch.zeros(1, dtype=torch.int64))
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        value = pns_loss(
-            logits, labels, step=self.step.clone(), class_weight=self.class_weight, **self.current_hyper()
-        )
+    def tensors(
+        self, logits: Tensor | None, labels: Tensor, n_labels: int | None = None
+    ) -> dict[str, Tensor | None]:
+        if logits is not None:
+            _, n_labels = check_inputs(logits, labels)
+        negatives = _ops.draw_unobserved(labels, n_labels, self.hyper["seed"], self.step.clone())
+        return {"class_weight": self._buffers["class_weight"], "negatives": negatives}
+
+    def remember(self, logits: Tensor | None, labels: Tensor, tensors: Mapping[str, Tensor | None]) -> None:
         if self.training:
             self.step += 1
-        return value
+
+
+def _pr_spec(reduction: str) -> LossSpec:
+    return LossSpec("an", reduction=reduction, kind=RANKING)  # ranking uses no functor
 
 
 @documented()
@@ -107,28 +115,30 @@ def pr_loss(
     class_weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Pairwise ranking (CVPR 2021 code): for each observed positive i of a row, the sum over the row's labels j
-    that are none of max(0, 1 - p_i + p_j). **0 should rank below the positive.**
+    """Pairwise ranking (CVPR 2021 code): for each observed positive i of a row, the sum of
+    max(0, 1 - p_i + p_j) over all labels j of the row that are not observed positives. **0 should rank below the
+    positive.**
 
-    ``class_weight`` is that of i. With ``reduction="none"`` the sums stand at the positives.
+    The sum is multiplied by the ``class_weight`` of i. With ``reduction="none"`` it stands in entry i.
     """
-    return run(logits, labels, "an", kind=RANKING, class_weight=class_weight, reduction=reduction)
+    return apply(_pr_spec(reduction), logits, labels, class_weight=class_weight)
 
 
 class PRLoss(Loss, name="pr"):
     """Module form of :func:`pr_loss`."""
 
     function = staticmethod(pr_loss)
+    specify = staticmethod(_pr_spec)
     needs_observed = True
 
 
 # --- expected positives ---------------------------------------------------------------------------
 
 
-def expected_positives(*logits: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """k_hat, the mean number of positives a row expects: sum of sigmoid(logits) over the batch, divided by N.
+def expected_positive_count(*logits: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The expected number of positives per row, k_hat: sum of sigmoid(logits) over the batch, divided by N.
 
-    In a distributed job, over the batches of all processes of ``group``, which all have to call it.
+    In a distributed job it is taken over the batches of all processes of ``group``, which all have to call it.
 
     Args:
         logits: one or more tensors (N, L).
@@ -137,8 +147,10 @@ def expected_positives(*logits: Tensor, group: dist.ProcessGroup | None = None) 
         (number of tensors,) float64 without gradient: what ``k_hat`` of :func:`epr_loss` and :func:`role_loss`
         takes.
     """
-    logits = [whole(z, "k_hat of all processes") for z in logits]
-    sums = [_ops.sum_probabilities(z) for z in logits]
+    for z in logits:
+        if not isinstance(z, Tensor):
+            raise TypeError(f"logits must be tensors, got {type(z).__name__}")
+    sums = [_ops.sum_probabilities(z.detach()) for z in logits]
     rows = torch.full((1,), float(logits[0].shape[0]), dtype=torch.float64, device=logits[0].device)
     total = torch.cat([*sums, rows])
     if dist.is_available() and dist.is_initialized():
@@ -146,10 +158,16 @@ def expected_positives(*logits: Tensor, group: dist.ProcessGroup | None = None) 
     return total[:-1] / total[-1]
 
 
-def _check_expected(value: float, lam: float) -> None:
+def _check_penalty(value: float, lam: float) -> None:
+    """Refuse a number of expected positives, or a factor of their penalty, that is out of range."""
     if not (math.isfinite(value) and value >= 0):
         raise ValueError(f"expected_positives must be a finite number, at least 0, got {value}")
     at_least("lam", lam, 0)
+
+
+def _epr_spec(expected_positives: float, lam: float, eps: float, reduction: str) -> LossSpec:
+    _check_penalty(expected_positives, lam)
+    return LossSpec("iu", (), eps, reduction, lam=lam, expected_positives=expected_positives)
 
 
 @documented()
@@ -169,15 +187,12 @@ def epr_loss(
 
     k is ``expected_positives``: 1.5 on VOC, 2.5 (later 2.9) on COCO, 1.9 on NUS, 31.4 on CUB. k_hat is the
     batch's own mean of the rows' sums of p. In a distributed job every process has its own batch and its own
-    k_hat, which is not the loss of the joined batch; ``k_hat=losses.expected_positives(logits)`` makes it so, and
-    :class:`EPRLoss` does that with ``sync=True``. ``reduction="none"`` is not defined; "sum" is N * L times the
-    mean.
+    k_hat, which is not the loss of the joined batch; ``k_hat=losses.expected_positive_count(logits)`` makes it so,
+    and :class:`EPRLoss` does that with ``sync=True``. ``reduction="none"`` is not defined; "sum" is N * L times
+    the mean.
     """
-    _check_expected(expected_positives, lam)
-    return run(
-        logits, labels, "iu", lam=lam, expected_positives=expected_positives, k_hat=k_hat, eps=eps,
-        class_weight=class_weight, reduction=reduction,
-    )  # fmt: skip
+    spec = _epr_spec(expected_positives, lam, eps, reduction)
+    return apply(spec, logits, labels, class_weight=class_weight, k_hat=k_hat)
 
 
 class EPRLoss(Loss, name="epr"):
@@ -188,17 +203,34 @@ class EPRLoss(Loss, name="epr"):
     """
 
     function = staticmethod(epr_loss)
+    specify = staticmethod(_epr_spec)
 
     def __init__(self, *, sync: bool = False, **hyper: object) -> None:
         super().__init__(**hyper)
         self.sync = sync
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        k_hat = expected_positives(logits) if self.sync else None
-        return epr_loss(logits, labels, k_hat=k_hat, class_weight=self.class_weight, **self.current_hyper())
+    def tensors(
+        self, logits: Tensor | None, labels: Tensor, n_labels: int | None = None
+    ) -> dict[str, Tensor | None]:
+        k_hat = None
+        if self.sync:
+            require_logits(logits, "k_hat of all processes")
+            k_hat = expected_positive_count(logits)
+        return {"class_weight": self._buffers["class_weight"], "k_hat": k_hat}
 
 
 # --- ROLE -----------------------------------------------------------------------------------------
+
+
+_CROSS_ENTROPY = LossSpec("an")
+
+
+def _role_spec(
+    expected_positives: float, lam: float, loss: str | Loss, sparse: bool, eps: float, reduction: str
+) -> LossSpec:
+    _check_penalty(expected_positives, lam)
+    inner = _CROSS_ENTROPY if loss == "an" else entry_spec(loss)
+    return LossSpec(inner.functor, inner.hyper, eps, reduction, ROLE, lam, expected_positives, sparse)
 
 
 @documented()
@@ -231,22 +263,10 @@ def role_loss(
             (1 - q) L(z | s = 0). Its eps and weights are not used, those given here are.
         sparse: the table's gradient is a sparse tensor of the batch's rows, for SparseAdam and large tables.
         expected_positives, lam, k_hat: as in :func:`epr_loss`; k_hat has two entries,
-            ``losses.expected_positives(logits, table[index])``.
+            ``losses.expected_positive_count(logits, table[index])``.
     """
-    _check_expected(expected_positives, lam)
-    if loss == "an":
-        name, hyper = "an", ()
-    else:
-        call = describe(loss, check_inputs(logits, labels))
-        name, hyper = _NAMES[call.loss], call.hyper
-    return run(
-        logits, labels, name, hyper, kind=ROLE, aux=table, index=index, lam=lam, k_hat=k_hat,
-        expected_positives=expected_positives, sparse=sparse, eps=eps, class_weight=class_weight,
-        reduction=reduction,
-    )  # fmt: skip
-
-
-_NAMES = {number: name for name, number in _ops.losses.items()}
+    spec = _role_spec(expected_positives, lam, loss, sparse, eps, reduction)
+    return apply(spec, logits, labels, class_weight=class_weight, second_matrix=table, index=index, k_hat=k_hat)
 
 
 class ROLELoss(Loss, name="role"):
@@ -260,48 +280,61 @@ class ROLELoss(Loss, name="role"):
     """
 
     function = staticmethod(role_loss)
+    specify = staticmethod(_role_spec)
 
     def __init__(self, *, sync: bool = False, **hyper: object) -> None:
         super().__init__(**hyper)
         self.sync = sync
 
-    def forward(self, logits: Tensor, labels: Tensor, table: Tensor, index: Tensor | None = None) -> Tensor:
+    def current_spec(self) -> LossSpec:
+        if isinstance(self.hyper.get("loss"), Loss):  # its own schedules may have moved it
+            return self.specify(**{**self._defaults, **self.current_hyper()})
+        return super().current_spec()
+
+    def tensors(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        table: Tensor,
+        index: Tensor | None = None,
+        n_labels: int | None = None,
+    ) -> dict[str, Tensor | None]:
         k_hat = None
         if self.sync:
-            k_hat = expected_positives(logits, table if index is None else table[index])
-        return role_loss(
-            logits, labels, table, index, k_hat=k_hat, class_weight=self.class_weight, **self.current_hyper()
-        )
+            k_hat = expected_positive_count(logits, table if index is None else table[index])
+        return {
+            "class_weight": self._buffers["class_weight"],
+            "second_matrix": table,
+            "index": index,
+            "k_hat": k_hat,
+        }
+
+    def forward(self, logits: Tensor, labels: Tensor, table: Tensor, index: Tensor | None = None) -> Tensor:
+        return self.evaluate(apply, logits, labels, table, index)
 
 
 # --- large losses ---------------------------------------------------------------------------------
 
 
-def _large_loss(
-    logits: Tensor,
-    labels: Tensor,
-    share: float,
-    flip: bool,
-    flips: Tensor | None,
-    index: Tensor | None,
-    remember: bool,
-    class_weight: Tensor | None,
-    reduction: str,
-) -> Tensor:
+def _rejection_spec(share: float, reduction: str) -> LossSpec:
     in_unit_interval("share", share)
+    return LossSpec("large_loss", (0.0,), 0.0, reduction)
+
+
+def _correction_spec(share: float, reduction: str) -> LossSpec:
+    in_unit_interval("share", share)
+    return LossSpec("large_loss", (1.0,), 0.0, reduction)
+
+
+def _threshold(
+    logits: Tensor, labels: Tensor, share: float, flips: Tensor | None = None, index: Tensor | None = None
+) -> Tensor:
+    """The logit from which on the unobserved labels of a batch are among the ``share`` of largest losses."""
     check_inputs(logits, labels)
-    z = whole(logits, "the selection of large losses")
+    logits = logits.detach()
     if isinstance(share, Tensor):
-        threshold = _ops.large_loss_threshold(z, labels, flips, index, 0.0, share)
-    else:
-        threshold = _ops.large_loss_threshold(z, labels, flips, index, share)
-    value = run(
-        logits, labels, "large_loss", (float(flip),), threshold=threshold, aux=flips, index=index,
-        class_weight=class_weight, reduction=reduction,
-    )  # fmt: skip
-    if remember:
-        _ops.flip_labels(z, labels, flips, index, threshold)
-    return value
+        return _ops.large_loss_threshold(logits, labels, flips, index, 0.0, share)
+    return _ops.large_loss_threshold(logits, labels, flips, index, share)
 
 
 @documented()
@@ -320,7 +353,8 @@ def ll_r_loss(
     Ties with the last of them are rejected too. The selection is a radix search over the logits, without a copy,
     a sort or a host synchronisation.
     """
-    return _large_loss(logits, labels, share, False, None, None, False, class_weight, reduction)
+    spec = _rejection_spec(share, reduction)
+    return apply(spec, logits, labels, class_weight=class_weight, threshold=_threshold(logits, labels, share))
 
 
 @documented()
@@ -332,9 +366,10 @@ def ll_ct_loss(
     class_weight: Tensor | None = None,
     reduction: str = "mean",
 ) -> Tensor:
-    """Large loss correction, temporary (Kim et al., CVPR 2022): as :func:`ll_r_loss`, but those labels are taken
-    for positives in this step: -log p."""
-    return _large_loss(logits, labels, share, True, None, None, False, class_weight, reduction)
+    """Large loss correction, temporary (Kim et al., CVPR 2022): as :func:`ll_r_loss`, but the labels with the
+    largest losses are taken for positives in this step: -log p."""
+    spec = _correction_spec(share, reduction)
+    return apply(spec, logits, labels, class_weight=class_weight, threshold=_threshold(logits, labels, share))
 
 
 @documented()
@@ -350,36 +385,62 @@ def ll_cp_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """Large loss correction, permanent (Kim et al., CVPR 2022): as :func:`ll_ct_loss`, and the labels stay
-    positives.
+    positives from then on.
 
     Args:
-        remember: write the labels that change now into ``flips``.
+        remember: write the labels that are flipped in this batch into ``flips``.
         flips: (R, L) uint8, contiguous: 1 where a label of the training set was flipped. **Changed in place.**
         index: (N,) int64, the row of ``flips`` for each row of the batch.
     """
+    spec = _correction_spec(share, reduction)
+    tensors = _flips_and_threshold(logits, labels, share, flips, index)
+    value = apply(spec, logits, labels, class_weight=class_weight, **tensors)
+    if remember:
+        _ops.flip_labels(logits.detach(), labels, flips, index, tensors["threshold"])
+    return value
+
+
+def _flips_and_threshold(
+    logits: Tensor, labels: Tensor, share: float, flips: Tensor, index: Tensor
+) -> dict[str, Tensor]:
+    """The tensors of LL-Cp: labels flipped before, the batch's rows of them, and the threshold."""
     for name, value in (("flips", flips), ("index", index)):
         if not isinstance(value, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(value).__name__}")
-    return _large_loss(logits, labels, share, True, flips, index, remember, class_weight, reduction)
+    threshold = _threshold(logits, labels, share, flips, index)
+    return {"second_matrix": flips, "index": index, "threshold": threshold}
 
 
-class LLRLoss(Loss, name="ll_r"):
+class _LargeLoss(Loss):
+    """The base of LL-R and LL-Ct, which find the threshold of large losses anew for each batch."""
+
+    def tensors(
+        self, logits: Tensor | None, labels: Tensor, n_labels: int | None = None
+    ) -> dict[str, Tensor | None]:
+        require_logits(logits, "the selection of large losses")
+        threshold = _threshold(logits, labels, self.current_hyper()["share"])
+        return {"class_weight": self._buffers["class_weight"], "threshold": threshold}
+
+
+class LLRLoss(_LargeLoss, name="ll_r"):
     """Module form of :func:`ll_r_loss`: in epoch t the share is ``delta`` (t - 1).
 
     The authors use delta 0.001 to 0.005; a number given as ``share`` stays.
     """
 
     function = staticmethod(ll_r_loss)
+    specify = staticmethod(_rejection_spec)
 
     def __init__(self, *, delta: float = 0.005, share: float | Schedule | None = None, **hyper: object) -> None:
         in_unit_interval("delta", delta)
         super().__init__(share=Growing(delta) if share is None else share, **hyper)
 
 
-class LLCtLoss(Loss, name="ll_ct"):
+class LLCtLoss(_LargeLoss, name="ll_ct"):
     """Module form of :func:`ll_ct_loss`: in epoch t the share is ``delta`` (t - 1)."""
 
     function = staticmethod(ll_ct_loss)
+    specify = staticmethod(_correction_spec)
 
     def __init__(self, *, delta: float = 0.002, share: float | Schedule | None = None, **hyper: object) -> None:
         in_unit_interval("delta", delta)
@@ -388,7 +449,7 @@ class LLCtLoss(Loss, name="ll_ct"):
 
 class LLCpLoss(Loss, name="ll_cp"):
     """Module form of :func:`ll_cp_loss`; called with (logits, labels, index). From epoch 2 on the share is
-    ``delta``. Only training mode remembers.
+    ``delta``. Labels are flipped for good in training mode only.
 
     Args:
         n_samples, n_labels: size of the training set's labels.
@@ -398,6 +459,7 @@ class LLCpLoss(Loss, name="ll_cp"):
     """
 
     function = staticmethod(ll_cp_loss)
+    specify = staticmethod(_correction_spec)
 
     def __init__(
         self,
@@ -412,14 +474,28 @@ class LLCpLoss(Loss, name="ll_cp"):
         super().__init__(share=From(2, before=0.0, after=delta) if share is None else share, **hyper)
         self.register_buffer("flips", torch.zeros(n_samples, n_labels, dtype=torch.uint8))
 
+    def tensors(
+        self, logits: Tensor, labels: Tensor, index: Tensor, n_labels: int | None = None
+    ) -> dict[str, Tensor | None]:
+        share = self.current_hyper()["share"]
+        tensors = _flips_and_threshold(logits, labels, share, self.flips, index)
+        return {"class_weight": self._buffers["class_weight"], **tensors}
+
+    def remember(self, logits: Tensor | None, labels: Tensor, tensors: Mapping[str, Tensor | None]) -> None:
+        if self.training:
+            _ops.flip_labels(logits.detach(), labels, self.flips, tensors["index"], tensors["threshold"])
+
     def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        return ll_cp_loss(
-            logits, labels, self.flips, index, remember=self.training, class_weight=self.class_weight,
-            **self.current_hyper(),
-        )  # fmt: skip
+        return self.evaluate(apply, logits, labels, index)
 
 
 # --- pseudo-labels --------------------------------------------------------------------------------
+
+
+def _em_apl_spec(alpha: float, beta: float, eps: float, reduction: str) -> LossSpec:
+    at_least("alpha", alpha, 0)
+    at_least("beta", beta, 0)
+    return LossSpec("em_apl", (alpha, beta), eps, reduction)
 
 
 @documented()
@@ -443,20 +519,16 @@ def em_apl_loss(
         pseudo_labels: (N, L), or (R, L) with ``index``: y between 0 and 1, or a negative number for none.
         index: (N,) int64, the row of ``pseudo_labels`` for each row of the batch.
     """
-    at_least("alpha", alpha, 0)
-    at_least("beta", beta, 0)
-    return run(
-        logits, labels, "em_apl", (alpha, beta), aux=pseudo_labels, index=index, eps=eps,
-        class_weight=class_weight, reduction=reduction,
-    )  # fmt: skip
+    spec = _em_apl_spec(alpha, beta, eps, reduction)
+    return apply(spec, logits, labels, class_weight=class_weight, second_matrix=pseudo_labels, index=index)
 
 
 class EMAPLLoss(Loss, name="em_apl"):
     """Module form of :func:`em_apl_loss` with its store; called with (logits, labels, index).
 
-    After each epoch from ``warmup`` on, :meth:`update` adds pseudo-labels: of every class, those unobserved labels
-    that have none yet and the lowest p, which is stored as it is at that time; by the last epoch a share
-    ``theta``.
+    After each epoch from ``warmup`` on, :meth:`update` adds pseudo-labels: in every class, the unobserved labels
+    with the lowest p that have none yet get their current p. By the last epoch a share ``theta`` of the unobserved
+    labels of a class has a pseudo-label.
 
     Args:
         n_samples, n_labels: size of the training set's labels.
@@ -468,6 +540,7 @@ class EMAPLLoss(Loss, name="em_apl"):
     """
 
     function = staticmethod(em_apl_loss)
+    specify = staticmethod(_em_apl_spec)
 
     def __init__(
         self,
@@ -486,10 +559,13 @@ class EMAPLLoss(Loss, name="em_apl"):
         self.theta, self.epochs, self.warmup = theta, epochs, warmup
         self.register_buffer("pseudo_labels", torch.full((n_samples, n_labels), -1.0))
 
+    def tensors(
+        self, logits: Tensor, labels: Tensor, index: Tensor, n_labels: int | None = None
+    ) -> dict[str, Tensor | None]:
+        return {"class_weight": self._buffers["class_weight"], "second_matrix": self.pseudo_labels, "index": index}
+
     def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
-        return em_apl_loss(
-            logits, labels, self.pseudo_labels, index, class_weight=self.class_weight, **self.current_hyper()
-        )
+        return self.evaluate(apply, logits, labels, index)
 
     @torch.no_grad()
     def update(self, probabilities: Tensor, labels: Tensor) -> int:
@@ -527,6 +603,28 @@ class EMAPLLoss(Loss, name="em_apl"):
         return int(chosen.sum())
 
 
+def _gpr_spec(
+    w: float,
+    b: float,
+    mu: float,
+    sigma: float,
+    q: Sequence[float],
+    rho: float,
+    weight_range: Sequence[float],
+    lam: float,
+    expected_positives: float,
+    eps: float,
+    reduction: str,
+) -> LossSpec:
+    _check_penalty(expected_positives, lam)
+    in_unit_interval("rho", rho)
+    lowest, highest = weight_range
+    if not 0 <= lowest <= highest <= 1:
+        raise ValueError(f"weight_range must be two numbers in order between 0 and 1, got {weight_range!r}")
+    hyper = (*gr_hyper(w, b, mu, sigma, q), rho, lowest, highest)
+    return LossSpec("gpr", hyper, eps, reduction, lam=lam, expected_positives=expected_positives)
+
+
 @documented()
 def gpr_loss(
     logits: Tensor,
@@ -550,9 +648,10 @@ def gpr_loss(
     """Generalized pseudo-label robust loss (Tran et al., "More Reliable Pseudo-labels, Better Performance", ICCV
     2025): :func:`gr_loss` with pseudo-labels from outside for what is unobserved.
 
-    1: (1 - v), clamped to ``weight_range``, times rho (-log p) + (1 - rho) (-log(1 - p)); -1: v (-log(1 - p));
-    **0: unobserved, as in GR**. ``lam`` adds :func:`epr_loss`'s penalty on expected positives, as the authors do
-    (0.05 on VOC, 0.001 on COCO and NUS, 0.01 on CUB).
+    A pseudo-label of 1 costs (1 - v), clamped to ``weight_range``, times rho (-log p) + (1 - rho) (-log(1 - p));
+    one of -1 costs v (-log(1 - p)). **0 without a pseudo-label is unobserved, as in GR.** ``lam`` adds
+    :func:`epr_loss`'s penalty on expected positives, as the authors do (0.05 on VOC, 0.001 on COCO and NUS, 0.01
+    on CUB).
 
     Args:
         pseudo_labels: (N, L), or (R, L) with ``index``, in {-1, 0, 1}.
@@ -560,16 +659,8 @@ def gpr_loss(
         weight_range: lowest and highest weight of a positive pseudo-label: (0.4, 0.7) on VOC, (0.5, 0.7) on COCO
             and NUS, (0.2, 0.8) on CUB.
     """
-    _check_expected(expected_positives, lam)
-    in_unit_interval("rho", rho)
-    lowest, highest = weight_range
-    if not 0 <= lowest <= highest <= 1:
-        raise ValueError(f"weight_range must be two numbers in order between 0 and 1, got {weight_range!r}")
-    hyper = (*_gr_hyper(w, b, mu, sigma, q), rho, lowest, highest)
-    return run(
-        logits, labels, "gpr", hyper, aux=pseudo_labels, index=index, lam=lam,
-        expected_positives=expected_positives, eps=eps, class_weight=class_weight, reduction=reduction,
-    )  # fmt: skip
+    spec = _gpr_spec(w, b, mu, sigma, q, rho, weight_range, lam, expected_positives, eps, reduction)
+    return apply(spec, logits, labels, class_weight=class_weight, second_matrix=pseudo_labels, index=index)
 
 
 class GPRLoss(Loss, name="gpr"):
@@ -577,6 +668,7 @@ class GPRLoss(Loss, name="gpr"):
     (logits, labels, pseudo_labels, index)."""
 
     function = staticmethod(gpr_loss)
+    specify = staticmethod(_gpr_spec)
 
     def __init__(
         self,
@@ -591,9 +683,17 @@ class GPRLoss(Loss, name="gpr"):
     ) -> None:
         super().__init__(**gr_schedules(epochs, warmup, w, b, mu, sigma), **hyper)
 
+    def tensors(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        pseudo_labels: Tensor,
+        index: Tensor | None = None,
+        n_labels: int | None = None,
+    ) -> dict[str, Tensor | None]:
+        return {"class_weight": self._buffers["class_weight"], "second_matrix": pseudo_labels, "index": index}
+
     def forward(
         self, logits: Tensor, labels: Tensor, pseudo_labels: Tensor, index: Tensor | None = None
     ) -> Tensor:
-        return gpr_loss(
-            logits, labels, pseudo_labels, index, class_weight=self.class_weight, **self.current_hyper()
-        )
+        return self.evaluate(apply, logits, labels, pseudo_labels, index)

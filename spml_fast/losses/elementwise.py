@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from .base import Loss, at_least, check_inputs, in_unit_interval, positive, run
+from .base import Loss
 from .schedules import From, Linear, Schedule
+from .spec import LossSpec, apply, at_least, in_unit_interval, positive
 
 __all__ = [
     "ANLSLoss",
@@ -78,6 +79,10 @@ def documented(labels: str = _OBSERVED) -> Callable:
 # --- full labels ----------------------------------------------------------------------------------
 
 
+def _bce_spec(eps: float, reduction: str) -> LossSpec:
+    return LossSpec("bce", (), eps, reduction)
+
+
 @documented(_FULL)
 def bce_loss(
     logits: Tensor,
@@ -88,13 +93,19 @@ def bce_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """Binary cross entropy with full labels y: -y log p - (1 - y) log(1 - p)."""
-    return run(logits, labels, "bce", eps=eps, class_weight=class_weight, reduction=reduction)
+    return apply(_bce_spec(eps, reduction), logits, labels, class_weight=class_weight)
 
 
 class BCELoss(Loss, name="bce"):
     """Module form of :func:`bce_loss`."""
 
     function = staticmethod(bce_loss)
+    specify = staticmethod(_bce_spec)
+
+
+def _bce_ls_spec(smoothing: float, eps: float, reduction: str) -> LossSpec:
+    in_unit_interval("smoothing", smoothing)
+    return LossSpec("bce_ls", (smoothing,), eps, reduction)
 
 
 @documented(_FULL)
@@ -111,14 +122,18 @@ def bce_ls_loss(
 
     ``smoothing`` is the share that changes sides, 0.1 in the authors' code; the paper's epsilon is twice that.
     """
-    in_unit_interval("smoothing", smoothing)
-    return run(logits, labels, "bce_ls", (smoothing,), eps=eps, class_weight=class_weight, reduction=reduction)
+    return apply(_bce_ls_spec(smoothing, eps, reduction), logits, labels, class_weight=class_weight)
 
 
 class BCELSLoss(Loss, name="bce_ls"):
     """Module form of :func:`bce_ls_loss`."""
 
     function = staticmethod(bce_ls_loss)
+    specify = staticmethod(_bce_ls_spec)
+
+
+def _iun_spec(eps: float, reduction: str) -> LossSpec:
+    return LossSpec("iun", (), eps, reduction)
 
 
 @documented()
@@ -133,19 +148,30 @@ def iun_loss(
 ) -> Tensor:
     """Ignore unobserved negatives (CVPR 2021): -log p if s = 1; otherwise -log(1 - p) where ``full_labels`` (N, L)
     is 0, and nothing where it is not. A ceiling for experiments: it has to know the true labels."""
-    return run(logits, labels, "iun", aux=full_labels, eps=eps, class_weight=class_weight, reduction=reduction)
+    spec = _iun_spec(eps, reduction)
+    return apply(spec, logits, labels, class_weight=class_weight, second_matrix=full_labels)
 
 
 class IUNLoss(Loss, name="iun"):
     """Module form of :func:`iun_loss`; called with (logits, labels, full_labels)."""
 
     function = staticmethod(iun_loss)
+    specify = staticmethod(_iun_spec)
+
+    def tensors(
+        self, logits: Tensor, labels: Tensor, full_labels: Tensor, n_labels: int | None = None
+    ) -> dict[str, Tensor | None]:
+        return {"class_weight": self.class_weight, "second_matrix": full_labels}
 
     def forward(self, logits: Tensor, labels: Tensor, full_labels: Tensor) -> Tensor:
-        return iun_loss(logits, labels, full_labels, class_weight=self.class_weight, **self.hyper)
+        return self.evaluate(apply, logits, labels, full_labels)
 
 
 # --- cross entropy in its variants ----------------------------------------------------------------
+
+
+def _iu_spec(eps: float, reduction: str) -> LossSpec:
+    return LossSpec("iu", (), eps, reduction)
 
 
 @documented()
@@ -161,14 +187,19 @@ def iu_loss(
 
     Without a single observed negative the best answer is "everything is positive".
     """
-    return run(logits, labels, "iu", eps=eps, class_weight=class_weight, reduction=reduction)
+    return apply(_iu_spec(eps, reduction), logits, labels, class_weight=class_weight)
 
 
 class IULoss(Loss, name="iu"):
     """Module form of :func:`iu_loss`."""
 
     function = staticmethod(iu_loss)
+    specify = staticmethod(_iu_spec)
     needs_observed = True
+
+
+def _an_spec(eps: float, reduction: str) -> LossSpec:
+    return LossSpec("an", (), eps, reduction)
 
 
 @documented()
@@ -181,13 +212,19 @@ def an_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """Assume negative (CVPR 2021): -log p if s = 1, otherwise -log(1 - p): **0 is taken for a negative**."""
-    return run(logits, labels, "an", eps=eps, class_weight=class_weight, reduction=reduction)
+    return apply(_an_spec(eps, reduction), logits, labels, class_weight=class_weight)
 
 
 class ANLoss(Loss, name="an"):
     """Module form of :func:`an_loss`."""
 
     function = staticmethod(an_loss)
+    specify = staticmethod(_an_spec)
+
+
+def _an_ls_spec(smoothing: float, eps: float, reduction: str) -> LossSpec:
+    in_unit_interval("smoothing", smoothing)
+    return LossSpec("an_ls", (smoothing,), eps, reduction)
 
 
 @documented()
@@ -205,14 +242,26 @@ def an_ls_loss(
 
     ``smoothing`` is 0.1 in the authors' code; the paper's epsilon is twice that.
     """
-    in_unit_interval("smoothing", smoothing)
-    return run(logits, labels, "an_ls", (smoothing,), eps=eps, class_weight=class_weight, reduction=reduction)
+    return apply(_an_ls_spec(smoothing, eps, reduction), logits, labels, class_weight=class_weight)
 
 
 class ANLSLoss(Loss, name="an_ls"):
     """Module form of :func:`an_ls_loss`."""
 
     function = staticmethod(an_ls_loss)
+    specify = staticmethod(_an_ls_spec)
+
+
+def _balanced_weight(n_labels: int) -> tuple[float]:
+    """The weight with which all unobserved labels of a row together weigh as much as its one positive."""
+    return (1 / max(n_labels - 1, 1),)
+
+
+def _wan_spec(negative_weight: float | None, eps: float, reduction: str) -> LossSpec:
+    if negative_weight is None:
+        return LossSpec("wan", _balanced_weight, eps, reduction)
+    at_least("negative_weight", negative_weight, 0)
+    return LossSpec("wan", (negative_weight,), eps, reduction)
 
 
 @documented()
@@ -231,19 +280,22 @@ def wan_loss(
     ``negative_weight`` is gamma, 1 / (L - 1) unless given: all unobserved labels of a row together weigh as much
     as its one positive.
     """
-    if negative_weight is None:
-        negative_weight = 1 / max(check_inputs(logits, labels)[1] - 1, 1)
-    at_least("negative_weight", negative_weight, 0)
-    return run(logits, labels, "wan", (negative_weight,), eps=eps, class_weight=class_weight, reduction=reduction)
+    return apply(_wan_spec(negative_weight, eps, reduction), logits, labels, class_weight=class_weight)
 
 
 class WANLoss(Loss, name="wan"):
     """Module form of :func:`wan_loss`."""
 
     function = staticmethod(wan_loss)
+    specify = staticmethod(_wan_spec)
 
 
 # --- entropy --------------------------------------------------------------------------------------
+
+
+def _em_spec(alpha: float, eps: float, reduction: str) -> LossSpec:
+    at_least("alpha", alpha, 0)
+    return LossSpec("em", (alpha,), eps, reduction)
 
 
 @documented()
@@ -261,17 +313,22 @@ def em_loss(
 
     The authors use alpha 0.2 on VOC, 0.1 on COCO and NUS, 0.01 on CUB.
     """
-    at_least("alpha", alpha, 0)
-    return run(logits, labels, "em", (alpha,), eps=eps, class_weight=class_weight, reduction=reduction)
+    return apply(_em_spec(alpha, eps, reduction), logits, labels, class_weight=class_weight)
 
 
 class EMLoss(Loss, name="em"):
     """Module form of :func:`em_loss`."""
 
     function = staticmethod(em_loss)
+    specify = staticmethod(_em_spec)
 
 
 # --- focal losses ---------------------------------------------------------------------------------
+
+
+def _focal_margin_spec(margin: float, gamma: float, reduction: str) -> LossSpec:
+    at_least("gamma", gamma, 0)
+    return LossSpec("focal_margin", (margin, gamma), reduction=reduction)
 
 
 @documented()
@@ -286,15 +343,19 @@ def focal_margin_loss(
 ) -> Tensor:
     """Focal loss with a margin on positives (Zhang et al., 2021): (1 - p_m)^gamma (-log p_m) with
     p_m = sigmoid(z - margin) if s = 1, otherwise p^gamma (-log(1 - p)). **0 is taken for a negative.**"""
-    at_least("gamma", gamma, 0)
-    hyper = (margin, gamma)
-    return run(logits, labels, "focal_margin", hyper, class_weight=class_weight, reduction=reduction)
+    return apply(_focal_margin_spec(margin, gamma, reduction), logits, labels, class_weight=class_weight)
 
 
 class FocalMarginLoss(Loss, name="focal_margin"):
     """Module form of :func:`focal_margin_loss`."""
 
     function = staticmethod(focal_margin_loss)
+    specify = staticmethod(_focal_margin_spec)
+
+
+def _hill_spec(margin: float, gamma: float, lam: float, reduction: str) -> LossSpec:
+    at_least("gamma", gamma, 0)
+    return LossSpec("hill", (margin, gamma, lam), reduction=reduction)
 
 
 @documented()
@@ -312,15 +373,21 @@ def hill_loss(
     2021): positives as :func:`focal_margin_loss`, otherwise (lam - p) p^2, which falls again where p is large:
     **0 is taken for a negative unless the model is sure of the opposite.** The authors' code sums; so does
     ``reduction="sum"``."""
-    at_least("gamma", gamma, 0)
-    hyper = (margin, gamma, lam)
-    return run(logits, labels, "hill", hyper, class_weight=class_weight, reduction=reduction)
+    return apply(_hill_spec(margin, gamma, lam, reduction), logits, labels, class_weight=class_weight)
 
 
 class HillLoss(Loss, name="hill"):
     """Module form of :func:`hill_loss`."""
 
     function = staticmethod(hill_loss)
+    specify = staticmethod(_hill_spec)
+
+
+def _splc_spec(margin: float, gamma: float, tau: float, correct: bool, reduction: str) -> LossSpec:
+    at_least("gamma", gamma, 0)
+    in_unit_interval("tau", tau)
+    # p never exceeds 2: nothing is corrected.
+    return LossSpec("splc", (margin, gamma, tau if correct else 2.0), reduction=reduction)
 
 
 @documented()
@@ -336,16 +403,12 @@ def splc_loss(
     reduction: str = "mean",
 ) -> Tensor:
     """Self-paced loss correction (Zhang et al., 2021): as :func:`focal_margin_loss`, but where s = 0 and p > tau
-    the
-    label is taken for a positive without margin: (1 - p)^gamma (-log p). **0 is taken for a negative unless p >
-        tau.**
+    the label is taken for a positive without margin: (1 - p)^gamma (-log p). **0 is taken for a negative unless
+    p > tau.**
 
     ``correct=False`` is the loss before corrections begin.
     """
-    at_least("gamma", gamma, 0)
-    in_unit_interval("tau", tau)
-    hyper = (margin, gamma, tau if correct else 2.0)  # p never exceeds 2
-    return run(logits, labels, "splc", hyper, class_weight=class_weight, reduction=reduction)
+    return apply(_splc_spec(margin, gamma, tau, correct, reduction), logits, labels, class_weight=class_weight)
 
 
 class SPLCLoss(Loss, name="splc"):
@@ -355,10 +418,18 @@ class SPLCLoss(Loss, name="splc"):
     """
 
     function = staticmethod(splc_loss)
+    specify = staticmethod(_splc_spec)
 
     def __init__(self, *, start_epoch: int = 2, **hyper: object) -> None:
         hyper.setdefault("correct", From(start_epoch, before=False, after=True))
         super().__init__(**hyper)
+
+
+def _asl_spec(gamma_pos: float, gamma_neg: float, margin: float, reduction: str) -> LossSpec:
+    at_least("gamma_pos", gamma_pos, 0)
+    at_least("gamma_neg", gamma_neg, 0)
+    in_unit_interval("margin", margin)
+    return LossSpec("asl", (gamma_pos, gamma_neg, margin), reduction=reduction)
 
 
 @documented()
@@ -377,23 +448,21 @@ def asl_loss(
 
     The gradient flows through the focal factors, as in the authors' ``AsymmetricLossOptimized``.
     """
-    at_least("gamma_pos", gamma_pos, 0)
-    at_least("gamma_neg", gamma_neg, 0)
-    in_unit_interval("margin", margin)
-    hyper = (gamma_pos, gamma_neg, margin)
-    return run(logits, labels, "asl", hyper, class_weight=class_weight, reduction=reduction)
+    return apply(_asl_spec(gamma_pos, gamma_neg, margin, reduction), logits, labels, class_weight=class_weight)
 
 
 class ASLLoss(Loss, name="asl"):
     """Module form of :func:`asl_loss`."""
 
     function = staticmethod(asl_loss)
+    specify = staticmethod(_asl_spec)
 
 
 # --- generalized robust loss ----------------------------------------------------------------------
 
 
-def _gr_hyper(w: float, b: float, mu: float, sigma: float, q: Sequence[float]) -> tuple[float, ...]:
+def gr_hyper(w: float, b: float, mu: float, sigma: float, q: Sequence[float]) -> tuple[float, ...]:
+    """The hyper-parameters of GR, checked, in the order of its functor."""
     try:
         q1, q2, q3 = q
     except (TypeError, ValueError):
@@ -402,6 +471,12 @@ def _gr_hyper(w: float, b: float, mu: float, sigma: float, q: Sequence[float]) -
         raise ValueError(f"the exponents q must not be negative, got {tuple(q)}")
     positive("sigma", sigma)
     return (w, b, mu, sigma, q1, q2, q3)
+
+
+def _gr_spec(
+    w: float, b: float, mu: float, sigma: float, q: Sequence[float], eps: float, reduction: str
+) -> LossSpec:
+    return LossSpec("gr", gr_hyper(w, b, mu, sigma, q), eps, reduction)
 
 
 @documented()
@@ -427,8 +502,7 @@ def gr_loss(
 
     As in the authors' code, ``eps`` (theirs is 1e-7) enters logarithms only, not powers.
     """
-    hyper = _gr_hyper(w, b, mu, sigma, q)
-    return run(logits, labels, "gr", hyper, eps=eps, class_weight=class_weight, reduction=reduction)
+    return apply(_gr_spec(w, b, mu, sigma, q, eps, reduction), logits, labels, class_weight=class_weight)
 
 
 Value = float | Schedule | tuple[float, float]
@@ -461,6 +535,7 @@ class GRLoss(Loss, name="gr"):
     """
 
     function = staticmethod(gr_loss)
+    specify = staticmethod(_gr_spec)
 
     def __init__(
         self,

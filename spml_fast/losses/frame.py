@@ -33,17 +33,17 @@ Piece = Callable[[Tensor], Tensor]
 
 
 def zero(z: Tensor) -> Tensor:
-    """0"""
+    """The constant 0."""
     return torch.zeros_like(z)
 
 
 def one(z: Tensor) -> Tensor:
-    """1"""
+    """The constant 1."""
     return torch.ones_like(z)
 
 
 def constant(value: float) -> Piece:
-    """The same number everywhere."""
+    """A constant."""
     return lambda z: torch.full_like(z, value)
 
 
@@ -68,7 +68,7 @@ def robust(q: float) -> Piece:
 
 
 def mirrored(piece: Piece) -> Piece:
-    """The same with p and 1 - p exchanged."""
+    """``piece`` with p and 1 - p exchanged."""
     return lambda z: piece(-z)
 
 
@@ -131,42 +131,48 @@ class Frame:
 
 
 def an() -> Frame:
+    """AN: an unobserved label is a negative."""
     return Frame()
 
 
 def an_ls(smoothing: float = 0.1) -> Frame:
-    """The smoothing of L1, and an unobserved label that is positive with probability ``smoothing``."""
+    """AN-LS: L1 is smoothed, and an unobserved label is positive with probability ``smoothing``."""
     known = smoothed(neg_log_1mp, neg_log_p, smoothing)
     return Frame(L1=smoothed(neg_log_p, neg_log_1mp, smoothing), k=constant(smoothing), negative=known)
 
 
 def wan(negative_weight: float) -> Frame:
+    """WAN: an unobserved label is a negative with a weight."""
     return Frame(v=constant(negative_weight))
 
 
 def iu() -> Frame:
+    """IU: an unobserved label costs nothing."""
     return Frame(v=zero)
 
 
 def em(alpha: float = 0.2) -> Frame:
-    """v may be negative: what an unobserved label costs is the entropy, taken away."""
+    """EM: the weight v is -alpha, so the entropy of an unobserved label is subtracted from the loss."""
     return Frame(v=constant(-alpha), L3=entropy, negative=neg_log_1mp)
 
 
 def focal_margin(margin: float = 1.0, gamma: float = 2.0) -> Frame:
+    """Focal loss with a margin on positives."""
     return Frame(L1=focal(gamma, margin), L3=mirrored(focal(gamma)))
 
 
 def hill_loss(margin: float = 1.0, gamma: float = 2.0, lam: float = 1.5) -> Frame:
+    """Hill loss: an unobserved label costs (lam - p) p^2."""
     return Frame(L1=focal(gamma, margin), L3=hill(lam))
 
 
 def splc(margin: float = 1.0, gamma: float = 2.0, tau: float = 0.6) -> Frame:
-    """k decides: positive where the model is sure."""
+    """SPLC: an unobserved label is a positive where p > tau, otherwise a negative."""
     return Frame(L1=focal(gamma, margin), k=above(tau), L2=focal(gamma), L3=mirrored(focal(gamma)))
 
 
 def gr(w: float, b: float, mu: float, sigma: float, q: tuple[float, float, float] = (0.0, 0.01, 1.0)) -> Frame:
+    """GR with the hyper-parameters of one epoch."""
     return Frame(robust(q[0]), logistic(w, b), bell(mu, sigma), robust(q[1]), mirrored(robust(q[2])))
 
 
@@ -181,4 +187,4 @@ FRAMES: dict[str, Callable[..., Frame]] = {
     "splc": splc,
     "gr": gr,
 }
-"""Frames by the name of the loss that they are, with its hyper-parameters."""
+"""Functions that make the frame of a loss from its hyper-parameters, by the name of the loss."""

@@ -1,39 +1,14 @@
-"""A linear head and its loss in one op, for label sets whose logits would not fit."""
+"""A linear head and its loss in one op, for label sets whose logits would not fit into memory."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .. import _ops
-from .base import Call, Logits, Loss, make
-
-
-class _LinearLogits(Logits):
-    """x @ weight.T + bias, not computed yet."""
-
-    def __init__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-        for name, tensor in (("x", x), ("weight", weight)):
-            if not isinstance(tensor, Tensor) or tensor.dim() != 2:
-                raise ValueError(
-                    f"fused_linear_loss: {name} must be a tensor of two dimensions, got {_shape(tensor)}"
-                )
-        self.x, self.weight, self.bias = x, weight, bias
-        self.shape = (x.shape[0], weight.shape[0])
-
-    def run(self, labels: Tensor, call: Call) -> Any:
-        tensors = (self.x, self.weight, self.bias)
-        kind = self.x.device.type
-        if torch.is_autocast_enabled(kind):  # as torch.nn.functional.linear does
-            dtype = torch.get_autocast_dtype(kind)
-            tensors = tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in tensors)
-        return _ops.linear_loss(*tensors, labels, *call)
-
-
-def _shape(value: object) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+from .base import Loss, as_module, require_spec
+from .spec import LossSpec, op_arguments
 
 
 def fused_linear_loss(
@@ -60,14 +35,33 @@ def fused_linear_loss(
     Raises:
         ValueError, TypeError, IndexError: as the loss; or a loss that cannot be computed in chunks.
     """
-    module = make(loss) if isinstance(loss, str) else loss
-    if not isinstance(module, Loss):
-        raise TypeError(f"loss must be a name or a loss module of this package, got {type(module).__name__}")
+    module = as_module(loss)
     if not isinstance(labels, Tensor):
         raise TypeError(f"labels must be a tensor, got {type(labels).__name__}")
+    for name, tensor in (("x", x), ("weight", weight)):
+        if not isinstance(tensor, Tensor) or tensor.dim() != 2:
+            got = f"shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"fused_linear_loss: {name} must be a tensor of two dimensions, got {got}")
     if len(module.inputs) > 2:
         raise TypeError(
             f"{type(module).__name__} is called with {', '.join(module.inputs)} and cannot be computed in chunks "
             "of labels"
         )
-    return module(_LinearLogits(x, weight, bias), labels)
+    require_spec(module, "computed in chunks of labels")
+    tensors = module.tensors(None, labels, n_labels=weight.shape[0])
+    value = _apply_to_linear(module.current_spec(), x, weight, bias, labels, **tensors)
+    module.remember(None, labels, tensors)
+    return value
+
+
+def _apply_to_linear(
+    spec: LossSpec, x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, **tensors: Tensor | None
+) -> Tensor:
+    """The loss of the logits x @ weight.T + bias, computed in chunks of labels."""
+    head = (x, weight, bias)
+    device = x.device.type
+    if torch.is_autocast_enabled(device):  # as torch.nn.functional.linear does
+        dtype = torch.get_autocast_dtype(device)
+        head = tuple(t if t is None or t.dtype == torch.float64 else t.to(dtype) for t in head)
+    arguments = op_arguments(spec, weight.shape[0], is_compiling(), **tensors)
+    return _ops.linear_loss(*head, labels, *arguments)

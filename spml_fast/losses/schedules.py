@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 class Schedule:
-    """A hyper-parameter by epoch."""
+    """A hyper-parameter that depends on the epoch."""
 
     def __call__(self, epoch: int) -> float | bool:
         """The value in ``epoch``, counted from 1."""
@@ -19,10 +19,10 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """From ``start`` to ``end``, by equal steps.
+    """A value that moves from ``start`` to ``end`` by equal steps.
 
-    ``start + (end - start) * max(epoch - warmup - delay, 0) / (epochs - warmup)``, and ``end`` from where that
-    would pass it. The official GR schedule has ``delay=1`` for w and b, which start at ``start`` and stop one
+    ``start + (end - start) * max(epoch - warmup - delay, 0) / (epochs - warmup)``, but never
+    beyond ``end``. The official GR schedule has ``delay=1`` for w and b, which start at ``start`` and stop one
     step before ``end``, and ``delay=0`` for mu and sigma, which have moved in epoch 1 and reach ``end``.
     """
 
@@ -46,7 +46,7 @@ class Linear(Schedule):
 
 @dataclass(frozen=True)
 class From(Schedule):
-    """``before`` until epoch ``first``, then ``after``."""
+    """A value that is ``before`` in the epochs below ``first`` and ``after`` from ``first`` on."""
 
     first: int
     before: float | bool
@@ -58,7 +58,7 @@ class From(Schedule):
 
 @dataclass(frozen=True)
 class Growing(Schedule):
-    """``step * (epoch - 1)``, at most ``limit``: the share of large losses that LL-R and LL-Ct reject."""
+    """A value that grows: ``step * (epoch - 1)``, at most ``limit``; LL-R's and LL-Ct's share of large losses."""
 
     step: float
     limit: float = 1.0

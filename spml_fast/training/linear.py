@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .. import _ops
 from ..labels import LabelEstimator
-from ..losses.base import GradientLogits, Loss
+from ..losses import Loss
 from ..metrics import average_precision, probability_counts
 from .recipe import called_with
 
@@ -169,10 +169,8 @@ def value_and_gradients(
 
     Losses of this package leave them without autograd; any other module's come from autograd.
     """
-    if isinstance(loss, Loss):
-        mine = GradientLogits(logits)
-        value = loss(mine, *arguments)
-        return value, mine.grad, mine.aux_grad
+    if isinstance(loss, Loss) and not loss.changes_forward:
+        return loss.value_and_gradients(logits, *arguments)
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
         value = loss(leaf, *arguments)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import eager as eager_losses
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ HALVES = [torch.bfloat16, torch.float16]
 EPS = 1e-5
 K = 2.5  # expected positives
 SHARE = 0.1  # of large losses
+SMALL = 64 * 1024  # bytes: scalars, a row of weights, a GPU's workspace
 
 
 @dataclass(frozen=True)
@@ -54,16 +56,16 @@ class Case:
         self,
         z: Tensor,
         s: Tensor,
-        aux: Tensor | None = None,
+        second_matrix: Tensor | None = None,
         *,
         eps: float = 0.0,
         class_weight: Tensor | None = None,
         reduction: str = "mean",
     ) -> Tensor:
         """The reference, reduced."""
-        value = reference.reduce(self.entries(z, s, aux, eps), class_weight, reduction)
+        value = reference.reduce(self.entries(z, s, second_matrix, eps), class_weight, reduction)
         if self.penalty is not None:
-            value = value + self.penalty(z, aux) * (z.numel() if reduction == "sum" else 1)
+            value = value + self.penalty(z, second_matrix) * (z.numel() if reduction == "sum" else 1)
         return value
 
     @property
@@ -76,32 +78,34 @@ def _simple(id, name, function, entries, eager, hyper=None, *, as_is=None, **fla
     hyper = hyper or {}
     has_eps, with_matrix = flags.get("has_eps", True), "matrix" in flags
 
-    def fused(z, labels, aux=None, **kwargs):
-        return function(z, labels, *([aux] if with_matrix else []), **hyper, **kwargs)
+    def fused(z, labels, second_matrix=None, **kwargs):
+        return function(z, labels, *([second_matrix] if with_matrix else []), **hyper, **kwargs)
 
     def by_reference(wanted):
-        def call(z, s, aux, eps):
+        def call(z, s, second_matrix, eps):
             eps = {"eps": eps} if has_eps else {}
-            return wanted(z, s, *([aux] if with_matrix else []), **hyper, **eps)
+            return wanted(z, s, *([second_matrix] if with_matrix else []), **hyper, **eps)
 
         return call
 
-    return Case(id, name, fused, by_reference(entries), by_reference(eager), hyper=hyper, **flags)
+    return Case(
+        id, name, fused, by_reference(entries), by_reference(eager) if eager else None, hyper=hyper, **flags
+    )
 
 
 def pns_columns(labels: Tensor, n_labels: int, step: int = 3) -> Tensor:
     return _ops.draw_unobserved(labels, n_labels, 7, torch.tensor([step], device=labels.device))
 
 
-def _pns_entries(z, s, aux, eps):
+def _pns_entries(z, s, second_matrix, eps):
     return reference.pns(z, s, pns_columns(s, z.shape[1]), eps)
 
 
-def _epr_entries(z, s, aux, eps):
+def _epr_entries(z, s, second_matrix, eps):
     return reference.iu(z, s, eps)
 
 
-def _role_entries(z, s, aux, eps, loss=None):
+def role_entries(z, s, second_matrix, eps, loss=None):
     """Both sides of ROLE, each entry; what is left is the penalty."""
 
     def side(a, teacher):
@@ -110,7 +114,7 @@ def _role_entries(z, s, aux, eps, loss=None):
         q = torch.sigmoid(teacher.detach())
         return q * pos + torch.sigmoid(-teacher.detach()) * neg + reference.iu(a, s, eps)
 
-    return (side(z, aux) + side(aux, z)) / 2
+    return (side(z, second_matrix) + side(second_matrix, z)) / 2
 
 
 def _rows(z):
@@ -122,12 +126,12 @@ def _ll_k(z):
 
 
 def _ll_entries(flip):
-    return lambda z, s, aux, eps: reference.ll(z, s, _ll_k(z), flip)
+    return lambda z, s, second_matrix, eps: reference.ll(z, s, _ll_k(z), flip)
 
 
-def _ll_cp_entries(z, s, aux, eps):
+def _ll_cp_entries(z, s, second_matrix, eps):
     """A label that was flipped before is an observed positive."""
-    return reference.ll(z, torch.where((s == 0) & (aux > 0), 1.0, s.double()).to(s), _ll_k(z), True)
+    return reference.ll(z, torch.where((s == 0) & (second_matrix > 0), 1.0, s.double()).to(s), _ll_k(z), True)
 
 
 _EPOCH_1 = dict(w=0.0, b=-2.0, mu=0.5375, sigma=1.8125)
@@ -150,41 +154,38 @@ GR = {
 no_eps = dict(has_eps=False)
 
 ELEMENTWISE = [
-    _simple("bce", "bce", losses.bce_loss, reference.bce, reference.eager_bce, full_labels=True),
+    _simple("bce", "bce", losses.bce_loss, reference.bce, eager_losses.bce, full_labels=True),
     *(
         _simple(
             f"bce_ls-{x}",
             "bce_ls",
             losses.bce_ls_loss,
             reference.bce_ls,
-            reference.eager_bce_ls,
+            eager_losses.bce_ls,
             {"smoothing": x},
             full_labels=True,
         )
         for x in (0.1, 0.0)
     ),
-    _simple("iun", "iun", losses.iun_loss, reference.iun, reference.eager_iun, matrix="full"),
-    _simple("iu", "iu", losses.iu_loss, reference.iu, reference.eager_iu),
-    _simple("an", "an", losses.an_loss, reference.an, reference.eager_an),
+    _simple("iun", "iun", losses.iun_loss, reference.iun, eager_losses.iun, matrix="full"),
+    _simple("iu", "iu", losses.iu_loss, reference.iu, eager_losses.iu),
+    _simple("an", "an", losses.an_loss, reference.an, eager_losses.an),
     *(
-        _simple(f"an_ls-{x}", "an_ls", losses.an_ls_loss, reference.an_ls, reference.eager_an_ls, {"smoothing": x})
+        _simple(f"an_ls-{x}", "an_ls", losses.an_ls_loss, reference.an_ls, eager_losses.an_ls, {"smoothing": x})
         for x in (0.1, 0.35)
     ),
     *(
-        _simple(f"wan-{x}", "wan", losses.wan_loss, reference.wan, reference.eager_wan, {"negative_weight": x})
+        _simple(f"wan-{x}", "wan", losses.wan_loss, reference.wan, eager_losses.wan, {"negative_weight": x})
         for x in (None, 0.3)
     ),
-    *(
-        _simple(f"em-{x}", "em", losses.em_loss, reference.em, reference.eager_em, {"alpha": x})
-        for x in (0.2, 0.01)
-    ),
+    *(_simple(f"em-{x}", "em", losses.em_loss, reference.em, eager_losses.em, {"alpha": x}) for x in (0.2, 0.01)),
     *(
         _simple(
             f"focal_margin-{m}-{g}",
             "focal_margin",
             losses.focal_margin_loss,
             reference.focal_margin,
-            reference.eager_focal_margin,
+            eager_losses.focal_margin,
             {"margin": m, "gamma": g},
             **no_eps,
         )
@@ -196,7 +197,7 @@ ELEMENTWISE = [
             "hill",
             losses.hill_loss,
             reference.hill,
-            reference.eager_hill,
+            eager_losses.hill,
             {"margin": m, "gamma": g, "lam": lam},
             **no_eps,
         )
@@ -208,7 +209,7 @@ ELEMENTWISE = [
             "splc",
             losses.splc_loss,
             reference.splc,
-            reference.eager_splc,
+            eager_losses.splc,
             {"tau": tau, "correct": correct},
             smooth=False,
             **no_eps,
@@ -221,14 +222,14 @@ ELEMENTWISE = [
             "asl",
             losses.asl_loss,
             reference.asl,
-            lambda z, s, **hyper: reference.eager_asl(z, s, **hyper, eps=1e-30),
+            lambda z, s, **hyper: eager_losses.asl(z, s, **hyper, eps=1e-30),
             {"gamma_pos": gp, "gamma_neg": gn, "margin": m},
             **no_eps,
         )
         for gp, gn, m in ((1.0, 4.0, 0.05), (0.0, 2.5, 0.2), (1.0, 3.0, 0.0))
     ),
     *(
-        _simple(id, "gr", losses.gr_loss, reference.gr, reference.eager_gr, hyper, smooth=False)
+        _simple(id, "gr", losses.gr_loss, reference.gr, eager_losses.gr, hyper, smooth=False)
         for id, hyper in GR.items()
     ),
     *(
@@ -237,7 +238,7 @@ ELEMENTWISE = [
             "em_apl",
             losses.em_apl_loss,
             reference.em_apl,
-            reference.eager_em_apl,
+            eager_losses.em_apl,
             {"alpha": a, "beta": b},
             matrix="soft",
         )
@@ -248,7 +249,7 @@ ELEMENTWISE = [
         "gpr",
         losses.gpr_loss,
         reference.gpr,
-        reference.eager_gpr,
+        eager_losses.gpr,
         dict(**_EPOCH_5, rho=0.9, weight_range=(0.4, 0.7)),
         matrix="ternary",
         smooth=False,
@@ -258,7 +259,7 @@ ELEMENTWISE = [
         "gpr",
         losses.gpr_loss,
         reference.gpr,
-        reference.eager_gpr,
+        eager_losses.gpr,
         dict(**_COCO, q=(0.5, 0.1, 2.0), rho=0.8, weight_range=(0.2, 0.8)),
         matrix="ternary",
         smooth=False,
@@ -269,7 +270,7 @@ WHOLE_BATCH = [
     Case(
         "pns",
         "pns",
-        lambda z, labels, aux=None, **kw: losses.pns_loss(z, labels, seed=7, step=3, **kw),
+        lambda z, labels, second_matrix=None, **kw: losses.pns_loss(z, labels, seed=7, step=3, **kw),
         _pns_entries,
         hyper={"seed": 7},
         whole_batch=True,
@@ -277,29 +278,33 @@ WHOLE_BATCH = [
     Case(
         "pr",
         "pr",
-        lambda z, labels, aux=None, **kw: losses.pr_loss(z, labels, **kw),
-        lambda z, s, aux, eps: reference.pr(z, s),
-        lambda z, s, aux, eps: reference.eager_pr(z, s),
+        lambda z, labels, second_matrix=None, **kw: losses.pr_loss(z, labels, **kw),
+        lambda z, s, second_matrix, eps: reference.pr(z, s),
+        lambda z, s, second_matrix, eps: eager_losses.pr(z, s),
         has_eps=False,
         whole_batch=True,
     ),
     Case(
         "epr",
         "epr",
-        lambda z, labels, aux=None, **kw: losses.epr_loss(z, labels, expected_positives=K, lam=0.7, **kw),
+        lambda z, labels, second_matrix=None, **kw: losses.epr_loss(
+            z, labels, expected_positives=K, lam=0.7, **kw
+        ),
         _epr_entries,
-        lambda z, s, aux, eps: reference.eager_epr(z, s, K, 0.7, eps),
-        lambda z, aux: 0.7 * reference.epr_penalty(z, K),
+        lambda z, s, second_matrix, eps: eager_losses.epr(z, s, K, 0.7, eps),
+        lambda z, second_matrix: 0.7 * reference.epr_penalty(z, K),
         hyper={"expected_positives": K, "lam": 0.7},
         whole_batch=True,
     ),
     Case(
         "role",
         "role",
-        lambda z, labels, aux, **kw: losses.role_loss(z, labels, aux, expected_positives=K, lam=0.7, **kw),
-        _role_entries,
-        lambda z, s, aux, eps: reference.eager_role(z, aux, _rows(z), s, K, 0.7, eps),
-        lambda z, aux: 0.35 * (reference.epr_penalty(z, K) + reference.epr_penalty(aux, K)),
+        lambda z, labels, second_matrix, **kw: losses.role_loss(
+            z, labels, second_matrix, expected_positives=K, lam=0.7, **kw
+        ),
+        role_entries,
+        lambda z, s, second_matrix, eps: eager_losses.role(z, second_matrix, _rows(z), s, K, 0.7, eps),
+        lambda z, second_matrix: 0.35 * (reference.epr_penalty(z, K) + reference.epr_penalty(second_matrix, K)),
         hyper={"expected_positives": K, "lam": 0.7},
         matrix="table",
         whole_batch=True,
@@ -309,9 +314,9 @@ WHOLE_BATCH = [
         Case(
             name,
             name,
-            lambda z, labels, aux=None, function=function, **kw: function(z, labels, share=SHARE, **kw),
+            lambda z, labels, second_matrix=None, function=function, **kw: function(z, labels, share=SHARE, **kw),
             _ll_entries(flip),
-            lambda z, s, aux, eps, flip=flip: reference.eager_ll(z, s, SHARE, flip),
+            lambda z, s, second_matrix, eps, flip=flip: eager_losses.ll(z, s, SHARE, flip),
             hyper={"share": SHARE},
             has_eps=False,
             whole_batch=True,
@@ -322,7 +327,9 @@ WHOLE_BATCH = [
     Case(
         "ll_cp",
         "ll_cp",
-        lambda z, labels, aux, **kw: losses.ll_cp_loss(z, labels, aux.clone(), _rows(z), share=SHARE, **kw),
+        lambda z, labels, second_matrix, **kw: losses.ll_cp_loss(
+            z, labels, second_matrix.clone(), _rows(z), share=SHARE, **kw
+        ),
         _ll_cp_entries,
         hyper={"share": SHARE},
         matrix="flips",
@@ -334,9 +341,9 @@ WHOLE_BATCH = [
 
 
 def _with_defaults(name: str) -> Case:
-    """Of a loss that nobody has written cases for yet."""
+    """The case of a loss that has none above, with its default hyper-parameters."""
     function = getattr(losses, f"{name}_loss")
-    entries, eager = getattr(reference, name), getattr(reference, f"eager_{name}")
+    entries, eager = getattr(reference, name), getattr(eager_losses, name, None)
     return _simple(name, name, function, entries, eager, has_eps="eps" in inspect.signature(function).parameters)
 
 
@@ -389,6 +396,21 @@ def make_matrix(case: Case, s: Tensor, dtype: torch.dtype = torch.float64) -> Te
     if case.matrix == "table":
         return torch.randn(s.shape, dtype=torch.float64).to(_ops.compute_dtype(dtype))
     return None
+
+
+def make_batch(
+    case: Case,
+    n: int = 16,
+    l: int = 20,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    form: str = "matrix",
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """(logits, labels in the "index" or "matrix" form, second matrix or None)"""
+    z = make_logits(n, l, dtype)
+    labels = make_index(n, l) if form == "index" else make_labels(case, n, l).float()
+    s = reference.label_matrix(labels, l, torch.float64)
+    return z.to(device), labels.to(device), move(make_matrix(case, s, dtype), device)
 
 
 def move(t: Tensor | None, device: torch.device) -> Tensor | None:

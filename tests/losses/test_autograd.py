@@ -12,11 +12,9 @@ from cases import (
     ONE_OF_EACH,
     K,
     ids,
+    make_batch,
     make_index,
-    make_labels,
     make_logits,
-    make_matrix,
-    move,
     value_and_grads,
 )
 from torch import nn
@@ -32,18 +30,6 @@ FORMS = [
 N, L = 5, 7
 
 
-def make_batch(case, n, l, dtype, device, form="matrix"):
-    """(logits, labels, second matrix or None)"""
-    z = make_logits(n, l, dtype)
-    if form == "index":
-        labels = make_index(n, l)
-        s = (labels[:, None] == torch.arange(l)).double()
-    else:
-        s = make_labels(case, n, l)
-        labels = s.float()
-    return z.to(device), labels.to(device), move(make_matrix(case, s, dtype), device)
-
-
 # --- the gradient is the derivative of the value --------------------------------------------------
 
 
@@ -53,8 +39,10 @@ def make_batch(case, n, l, dtype, device, form="matrix"):
     ids=lambda value: getattr(value, "id", value),
 )
 def test_gradcheck(case, form, reduction, device):
-    z, labels, aux = make_batch(case, N, L, torch.float64, device, form)
-    torch.autograd.gradcheck(lambda z: case.fused(z, labels, aux, reduction=reduction), z.requires_grad_())
+    z, labels, second_matrix = make_batch(case, N, L, torch.float64, device, form)
+    torch.autograd.gradcheck(
+        lambda z: case.fused(z, labels, second_matrix, reduction=reduction), z.requires_grad_()
+    )
 
 
 @pytest.mark.parametrize(
@@ -63,15 +51,15 @@ def test_gradcheck(case, form, reduction, device):
     ids=lambda value: getattr(value, "id", value),
 )
 def test_gradcheck_with_eps_and_class_weight(case, reduction, device):
-    z, labels, aux = make_batch(case, N, L, torch.float64, device)
+    z, labels, second_matrix = make_batch(case, N, L, torch.float64, device)
     kwargs = {"eps": EPS} if case.has_eps else {}
     kwargs.update(class_weight=torch.rand(L, device=device) * 3, reduction=reduction)
-    torch.autograd.gradcheck(lambda z: case.fused(z, labels, aux, **kwargs), z.requires_grad_())
+    torch.autograd.gradcheck(lambda z: case.fused(z, labels, second_matrix, **kwargs), z.requires_grad_())
 
 
 @pytest.mark.parametrize("case", ONE_SMOOTH, ids=ids(ONE_SMOOTH))
 def test_gradcheck_of_strided_logits(case, device):
-    z, labels, aux = make_batch(case, N, L, torch.float64, device)
+    z, labels, second_matrix = make_batch(case, N, L, torch.float64, device)
     views = [
         (lambda t: t.t(), (L, N)),
         (lambda t: t[::2, ::3], (2 * N, 3 * L - 2)),
@@ -80,7 +68,7 @@ def test_gradcheck_of_strided_logits(case, device):
     for view, shape in views:
         base = torch.zeros(shape, dtype=torch.float64, device=device)
         view(base).copy_(z)
-        torch.autograd.gradcheck(lambda t: case.fused(view(t), labels, aux), base.requires_grad_())  # noqa: B023
+        torch.autograd.gradcheck(lambda t: case.fused(view(t), labels, second_matrix), base.requires_grad_())  # noqa: B023
 
 
 def test_k_hat_of_all_processes_gives_the_gradient_of_the_joined_batch(device):
@@ -88,7 +76,7 @@ def test_k_hat_of_all_processes_gives_the_gradient_of_the_joined_batch(device):
     z = make_logits(6, L, torch.float64).to(device)
     labels = make_index(6, L).to(device)
     _, wanted = value_and_grads(lambda z: losses.epr_loss(z, labels, expected_positives=K), z)
-    k_hat = losses.expected_positives(z)
+    k_hat = losses.expected_positive_count(z)
 
     def gradient(z, labels):
         return value_and_grads(lambda z: losses.epr_loss(z, labels, expected_positives=K, k_hat=k_hat), z)[1]
@@ -102,10 +90,10 @@ def test_k_hat_of_all_processes_gives_the_gradient_of_the_joined_batch(device):
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=ids(ONE_OF_EACH))
 def test_gradient_is_multiplied_by_the_incoming_one(case, device):
-    z, labels, aux = make_batch(case, 16, 20, torch.float32, device)
-    leaves = [z] if case.matrix != "table" else [z, aux]
+    z, labels, second_matrix = make_batch(case, 16, 20, torch.float32, device)
+    leaves = [z] if case.matrix != "table" else [z, second_matrix]
 
-    def loss(z, table=aux):
+    def loss(z, table=second_matrix):
         return case.fused(z, labels, table)
 
     value, *grads = value_and_grads(loss, *leaves)
@@ -122,24 +110,24 @@ def test_gradient_is_multiplied_by_the_incoming_one(case, device):
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=ids(ONE_OF_EACH))
 def test_loss_used_twice(case, device):
-    z, labels, aux = make_batch(case, 16, 20, torch.float32, device)
+    z, labels, second_matrix = make_batch(case, 16, 20, torch.float32, device)
 
     def twice(z):
-        value = case.fused(z, labels, aux)
+        value = case.fused(z, labels, second_matrix)
         return value + 3 * value
 
-    _, grad = value_and_grads(lambda z: case.fused(z, labels, aux), z)
+    _, grad = value_and_grads(lambda z: case.fused(z, labels, second_matrix), z)
     assert torch.equal(value_and_grads(twice, z)[1], 4 * grad)
 
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=ids(ONE_OF_EACH))
 def test_two_losses_of_the_same_logits(case, device):
-    z, labels, aux = make_batch(case, 16, 20, torch.float32, device)
+    z, labels, second_matrix = make_batch(case, 16, 20, torch.float32, device)
     index = make_index(16, 20).to(device)
-    _, first = value_and_grads(lambda z: case.fused(z, labels, aux), z)
+    _, first = value_and_grads(lambda z: case.fused(z, labels, second_matrix), z)
     _, second = value_and_grads(lambda z: losses.hill_loss(z, index), z)
     leaf = z.clone().requires_grad_()
-    (case.fused(leaf, labels, aux) + losses.hill_loss(leaf, index)).backward()
+    (case.fused(leaf, labels, second_matrix) + losses.hill_loss(leaf, index)).backward()
     assert torch.equal(leaf.grad, first + second)
 
 
@@ -147,10 +135,10 @@ def test_two_losses_of_the_same_logits(case, device):
 @pytest.mark.parametrize("case", PER_ENTRY, ids=ids(PER_ENTRY))
 def test_each_entry_has_a_weight(case, dtype, device):
     """reduction="none", weighted in Python: the derivative of the weighted sum, as autograd has it."""
-    z, labels, aux = make_batch(case, 16, 20, dtype, device)
+    z, labels, second_matrix = make_batch(case, 16, 20, dtype, device)
     weight = torch.randn(16, 20, device=device)
-    s, wide = labels.cpu().double(), None if aux is None else aux.cpu().double()
-    fused = value_and_grads(lambda z: case.fused(z, labels, aux, reduction="none") * weight, z)
+    s, wide = labels.cpu().double(), None if second_matrix is None else second_matrix.cpu().double()
+    fused = value_and_grads(lambda z: case.fused(z, labels, second_matrix, reduction="none") * weight, z)
     expected = value_and_grads(
         lambda z: case.expected(z, s, wide, reduction="none") * weight.cpu(), z.cpu().double()
     )
@@ -189,9 +177,9 @@ def test_each_entry_of_role_has_a_weight(device):
 def test_gradient_scaling_in_float16(case, device):
     """A GradScaler's 65536 keeps small derivatives in float16's range: as PyTorch's own losses, which compute in
     float32 and round the scaled gradient."""
-    z, labels, aux = make_batch(case, 128, 81, torch.float16, device)
-    _, half = value_and_grads(lambda z: 65536 * case.fused(z, labels, aux), z)
-    _, single = value_and_grads(lambda z: 65536 * case.fused(z, labels, aux), z.float())
+    z, labels, second_matrix = make_batch(case, 128, 81, torch.float16, device)
+    _, half = value_and_grads(lambda z: 65536 * case.fused(z, labels, second_matrix), z)
+    _, single = value_and_grads(lambda z: 65536 * case.fused(z, labels, second_matrix), z.float())
     assert half.dtype == torch.float16
     within = single.abs() < 65504
     # Twice the rounding of a normal float16 and 16 steps of a subnormal one; the largest is about 6.
@@ -203,9 +191,9 @@ def test_gradient_scaling_in_float16(case, device):
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=ids(ONE_OF_EACH))
 def test_backward_again_with_retain_graph(case, device):
-    z, labels, aux = make_batch(case, 16, 20, torch.float32, device)
-    leaves = [t.clone().requires_grad_() for t in ([z] if case.matrix != "table" else [z, aux])]
-    value = case.fused(leaves[0], labels, leaves[1] if len(leaves) == 2 else aux)
+    z, labels, second_matrix = make_batch(case, 16, 20, torch.float32, device)
+    leaves = [t.clone().requires_grad_() for t in ([z] if case.matrix != "table" else [z, second_matrix])]
+    value = case.fused(leaves[0], labels, leaves[1] if len(leaves) == 2 else second_matrix)
     first = torch.autograd.grad(value, leaves, grad_outputs=torch.tensor(5.0, device=device), retain_graph=True)
     second = torch.autograd.grad(value, leaves, retain_graph=True)
     third = torch.autograd.grad(value, leaves)
@@ -219,9 +207,9 @@ def test_backward_again_with_retain_graph(case, device):
 
 @pytest.mark.parametrize("case", PER_ENTRY, ids=ids(PER_ENTRY))
 def test_backward_again_through_entries(case, device):
-    z, labels, aux = make_batch(case, 16, 20, torch.float32, device)
+    z, labels, second_matrix = make_batch(case, 16, 20, torch.float32, device)
     leaf = z.requires_grad_()
-    value = case.fused(leaf, labels, aux, reduction="none")
+    value = case.fused(leaf, labels, second_matrix, reduction="none")
     weights = torch.rand(2, 16, 20, device=device)
     (first,) = torch.autograd.grad(value, leaf, weights[0], retain_graph=True)
     torch.autograd.grad(value, leaf, weights[1], retain_graph=True)
@@ -231,8 +219,8 @@ def test_backward_again_through_entries(case, device):
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=ids(ONE_OF_EACH))
 def test_backward_again_without_retain_graph_raises(case, device):
-    z, labels, aux = make_batch(case, 16, 20, torch.float32, device)
-    value = case.fused(z.requires_grad_(), labels, aux)
+    z, labels, second_matrix = make_batch(case, 16, 20, torch.float32, device)
+    value = case.fused(z.requires_grad_(), labels, second_matrix)
     value.backward()
     with pytest.raises(RuntimeError, match="Specify retain_graph=True"):
         value.backward()
@@ -240,10 +228,10 @@ def test_backward_again_without_retain_graph_raises(case, device):
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=ids(ONE_OF_EACH))
 def test_double_backward_is_refused(case, device):
-    z, labels, aux = make_batch(case, 16, 20, torch.float32, device)
+    z, labels, second_matrix = make_batch(case, 16, 20, torch.float32, device)
     for reduction in case.reductions:
         leaf = z.clone().requires_grad_()
-        value = case.fused(leaf, labels, aux, reduction=reduction).sum()
+        value = case.fused(leaf, labels, second_matrix, reduction=reduction).sum()
         with pytest.raises(RuntimeError, match=r"differentiated once: create_graph=True .* is not supported"):
             torch.autograd.grad(value, leaf, create_graph=True)
 
@@ -258,10 +246,10 @@ def test_forward_mode_is_refused_not_silently_zero(device):
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=ids(ONE_OF_EACH))
 def test_logits_changed_in_place(case, device):
     """The first backward has its gradient already; a later one would compute with other logits, and raises."""
-    z, labels, aux = make_batch(case, 16, 20, torch.float32, device)
-    _, wanted = value_and_grads(lambda z: case.fused(z, labels, aux), z)
+    z, labels, second_matrix = make_batch(case, 16, 20, torch.float32, device)
+    _, wanted = value_and_grads(lambda z: case.fused(z, labels, second_matrix), z)
     leaf = z.clone().requires_grad_()
-    value = case.fused(leaf, labels, aux)
+    value = case.fused(leaf, labels, second_matrix)
     with torch.no_grad():
         leaf.mul_(0.5)
     (first,) = torch.autograd.grad(value, leaf, retain_graph=True)
@@ -316,11 +304,13 @@ def test_other_inputs_changed_in_place(name):
 
 @pytest.mark.parametrize("case", [c for c in ONE_OF_EACH if not c.whole_batch], ids=lambda c: c.id)
 def test_micro_batches_accumulate(case, device):
-    z, labels, aux = make_batch(case, 12, 20, torch.float32, device)
-    _, wanted = value_and_grads(lambda z: case.fused(z, labels, aux, reduction="sum"), z)
+    z, labels, second_matrix = make_batch(case, 12, 20, torch.float32, device)
+    _, wanted = value_and_grads(lambda z: case.fused(z, labels, second_matrix, reduction="sum"), z)
     leaf = z.clone().requires_grad_()
     for rows in torch.arange(12, device=device).chunk(4):
-        case.fused(leaf[rows], labels[rows], None if aux is None else aux[rows], reduction="sum").backward()
+        case.fused(
+            leaf[rows], labels[rows], None if second_matrix is None else second_matrix[rows], reduction="sum"
+        ).backward()
     assert torch.equal(leaf.grad, wanted)
 
 
@@ -343,13 +333,13 @@ def test_micro_batches_accumulate_in_the_weights(device):
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=ids(ONE_OF_EACH))
 def test_logits_of_a_linear_layer(case, device):
-    _, labels, aux = make_batch(case, 16, 20, torch.float32, device)
+    _, labels, second_matrix = make_batch(case, 16, 20, torch.float32, device)
     head = nn.Linear(5, 20, device=device)
     x = torch.randn(16, 5, device=device, requires_grad=True)
     z = head(x)
     z.retain_grad()
-    case.fused(z, labels, aux).backward()
-    _, wanted = value_and_grads(lambda z: case.fused(z, labels, aux), z)
+    case.fused(z, labels, second_matrix).backward()
+    _, wanted = value_and_grads(lambda z: case.fused(z, labels, second_matrix), z)
     assert torch.equal(z.grad, wanted)
     torch.testing.assert_close(head.weight.grad, wanted.t() @ x)
     torch.testing.assert_close(head.bias.grad, wanted.sum(0))
@@ -419,13 +409,13 @@ def test_only_what_is_asked_for(device):
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=ids(ONE_OF_EACH))
 def test_no_grad_and_detached_logits(case, device):
-    z, labels, aux = make_batch(case, 16, 20, torch.float32, device)
+    z, labels, second_matrix = make_batch(case, 16, 20, torch.float32, device)
     leaf = z.clone().requires_grad_()
-    wanted = case.fused(leaf, labels, aux)
+    wanted = case.fused(leaf, labels, second_matrix)
     assert wanted.requires_grad
     with torch.no_grad():
-        assert not case.fused(leaf, labels, aux).requires_grad
-    for value in (case.fused(leaf.detach(), labels, aux), case.fused(z, labels, aux)):
+        assert not case.fused(leaf, labels, second_matrix).requires_grad
+    for value in (case.fused(leaf.detach(), labels, second_matrix), case.fused(z, labels, second_matrix)):
         assert not value.requires_grad
         assert torch.equal(value, wanted)
         with pytest.raises(RuntimeError, match="does not require grad"):
@@ -435,10 +425,10 @@ def test_no_grad_and_detached_logits(case, device):
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=ids(ONE_OF_EACH))
 def test_anomaly_mode(case, device):
-    z, labels, aux = make_batch(case, 16, 20, torch.float32, device)
-    _, wanted = value_and_grads(lambda z: case.fused(z, labels, aux), z)
+    z, labels, second_matrix = make_batch(case, 16, 20, torch.float32, device)
+    _, wanted = value_and_grads(lambda z: case.fused(z, labels, second_matrix), z)
     with torch.autograd.detect_anomaly():
-        _, grad = value_and_grads(lambda z: case.fused(z, labels, aux), z)
+        _, grad = value_and_grads(lambda z: case.fused(z, labels, second_matrix), z)
     assert torch.equal(grad, wanted)
 
 
@@ -457,17 +447,17 @@ def test_anomaly_mode_names_the_loss(device):
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=ids(ONE_OF_EACH))
 def test_autocast(case, device):
-    _, labels, aux = make_batch(case, 16, 20, torch.float32, device)
+    _, labels, second_matrix = make_batch(case, 16, 20, torch.float32, device)
     head = nn.Linear(5, 20, device=device)
     x = torch.randn(16, 5, device=device)
     with torch.autocast(device.type, torch.bfloat16):
         z = head(x)
         assert z.dtype == torch.bfloat16
         z.retain_grad()
-        value = case.fused(z, labels, aux)
+        value = case.fused(z, labels, second_matrix)
     assert value.dtype == torch.float32
     value.backward()
-    outside, grad = value_and_grads(lambda z: case.fused(z, labels, aux), z)
+    outside, grad = value_and_grads(lambda z: case.fused(z, labels, second_matrix), z)
     assert torch.equal(value, outside)
     assert z.grad.dtype == torch.bfloat16
     assert torch.equal(z.grad, grad)
@@ -509,13 +499,13 @@ def make_module(case, **overrides):
 
 def module_batch(case, dtype, device):
     """(logits, labels, what else the module is called with)"""
-    z, labels, aux = make_batch(case, 16, 20, dtype, device)
+    z, labels, second_matrix = make_batch(case, 16, 20, dtype, device)
     index = torch.randperm(ROWS, device=device)[:16]
     if case.name in ("em_apl", "ll_cp"):
         return z, labels, index
     if case.name == "role":
-        return z, labels, torch.randn(ROWS, 20, dtype=aux.dtype, device=device), index
-    return (z, labels) if aux is None else (z, labels, aux)
+        return z, labels, torch.randn(ROWS, 20, dtype=second_matrix.dtype, device=device), index
+    return (z, labels) if second_matrix is None else (z, labels, second_matrix)
 
 
 def use(module, case, batch, device):

@@ -50,25 +50,25 @@ def problem(case, device="cpu", dtype=torch.float32):
 def test_label_value_is_named_with_its_place(case, value):
     if case.full_labels and value == 0.5:
         return
-    z, s, aux = problem(case)
+    z, s, second_matrix = problem(case)
     s[30, 77] = value
     place = re.escape(f"labels[30, 77] is {value:g}; expected ")
     expected = (
         "a full label between 0 and 1" if case.full_labels else r"1 \(observed positive\), 0 \(unobserved\) or -1"
     )
-    refused(ValueError, place + expected, case.fused, z, s, aux)
-    refused(ValueError, place + expected, case.fused, z.requires_grad_(), s.double(), aux)
-    refused(ValueError, place + expected, case.fused, z, s.t().contiguous().t(), aux)
+    refused(ValueError, place + expected, case.fused, z, s, second_matrix)
+    refused(ValueError, place + expected, case.fused, z.requires_grad_(), s.double(), second_matrix)
+    refused(ValueError, place + expected, case.fused, z, s.t().contiguous().t(), second_matrix)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["an", "bce", "pr", "role", "ll_r"])
 def test_label_value_of_any_dtype(name, dtype):
     case = next(c for c in ONE_OF_EACH if c.name == name)
-    z, s, aux = problem(case)
+    z, s, second_matrix = problem(case)
     s = (s == 1).to(dtype)
     s[3, 1] = 2
-    refused(ValueError, r"labels\[3, 1\] is 2; expected ", case.fused, z, s, aux)
+    refused(ValueError, r"labels\[3, 1\] is 2; expected ", case.fused, z, s, second_matrix)
 
 
 def test_observed_negative_is_no_full_label():
@@ -89,12 +89,12 @@ def test_the_first_of_several_invalid_labels_is_named(threads):
 @pytest.mark.parametrize("value", [L, L + 1000, -2, 2**40])
 @pytest.mark.parametrize("case", OBSERVED_ONLY, ids=lambda case: case.id)
 def test_index_out_of_range(case, value):
-    z, _, aux = problem(case)
+    z, _, second_matrix = problem(case)
     labels = make_index(N, L)
     labels[35] = value
     message = rf"labels\[35\] is {value}; expected -1 \(none observed\) or a class index, -1 to {L - 1}"
-    refused(IndexError, message, case.fused, z, labels, aux)
-    refused(IndexError, message, case.fused, z.requires_grad_(), labels, aux)
+    refused(IndexError, message, case.fused, z, labels, second_matrix)
+    refused(IndexError, message, case.fused, z.requires_grad_(), labels, second_matrix)
 
 
 def test_a_refused_batch_flips_no_label():
@@ -116,18 +116,23 @@ def test_a_refused_batch_is_no_step_of_pns():
 
 @pytest.mark.parametrize("case", [c for c in ONE_OF_EACH if c.full_labels], ids=lambda case: case.id)
 def test_index_says_too_little_for_full_labels(case, device):
-    z, _, aux = problem(case, device)
+    z, _, second_matrix = problem(case, device)
     message = rf"full labels of shape \({N}, {L}\); labels of shape \(N,\) name one positive"
-    refused(ValueError, message, case.fused, z, make_index(N, L).to(device), aux)
+    refused(ValueError, message, case.fused, z, make_index(N, L).to(device), second_matrix)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool, torch.float32], ids=str)
 @pytest.mark.parametrize("case", OBSERVED_ONLY, ids=lambda case: case.id)
 def test_index_is_int64(case, dtype, device):
-    z, _, aux = problem(case, device)
+    z, _, second_matrix = problem(case, device)
     labels = make_index(N, L).clamp(min=0).to(dtype).to(device)
     refused(
-        TypeError, r"labels of shape \(N,\).* must be int64, got (Int|Byte|Bool|Float)", case.fused, z, labels, aux
+        TypeError,
+        r"labels of shape \(N,\).* must be int64, got (Int|Byte|Bool|Float)",
+        case.fused,
+        z,
+        labels,
+        second_matrix,
     )
 
 
@@ -141,9 +146,14 @@ def test_index_of_a_column_must_be_made_contiguous(device):
 @pytest.mark.parametrize("dtype", [torch.int16, torch.complex64], ids=str)
 @every_loss
 def test_dtypes_of_no_label(case, dtype, device):
-    z, s, aux = problem(case, device)
+    z, s, second_matrix = problem(case, device)
     refused(
-        TypeError, "labels has dtype (Short|ComplexFloat); expected bool, int8,", case.fused, z, s.to(dtype), aux
+        TypeError,
+        "labels has dtype (Short|ComplexFloat); expected bool, int8,",
+        case.fused,
+        z,
+        s.to(dtype),
+        second_matrix,
     )
 
 
@@ -152,36 +162,38 @@ def test_dtypes_of_no_label(case, dtype, device):
 
 @every_loss
 def test_shape_of_labels(case, device):
-    z, s, aux = problem(case, device)
+    z, s, second_matrix = problem(case, device)
     for labels in (s[:-1], s[:, :-1], s[None], s[0, 0], s.t(), torch.cat([s, s])):
         shapes = rf"\(({N}|N),\) or \(({N}, {L}|N, L)\)"
         message = rf"labels must have shape {shapes}.*, got \[|takes full labels of shape \({N}, {L}\);"
-        refused(ValueError, message, case.fused, z, labels, aux)
+        refused(ValueError, message, case.fused, z, labels, second_matrix)
 
 
 @pytest.mark.parametrize("case", OBSERVED_ONLY, ids=lambda case: case.id)
 def test_length_of_an_index(case, device):
-    z, _, aux = problem(case, device)
+    z, _, second_matrix = problem(case, device)
     for n in (N - 1, N + 1, 0):
         labels = torch.zeros(n, dtype=torch.int64, device=device)
-        refused(ValueError, f"labels has {n} rows, logits has {N}", case.fused, z, labels, aux)
+        refused(ValueError, f"labels has {n} rows, logits has {N}", case.fused, z, labels, second_matrix)
 
 
 @every_loss
 def test_shape_of_logits(case, device):
-    z, s, aux = problem(case, device)
+    z, s, second_matrix = problem(case, device)
     for logits in (z[0], z[None], z[0, 0]):
         message = rf"logits must have shape \(N, L\), got \[{', '.join(map(str, logits.shape))}\]"
-        refused(ValueError, message, case.fused, logits, s, aux)
+        refused(ValueError, message, case.fused, logits, s, second_matrix)
 
 
 @pytest.mark.parametrize("case", WITH_MATRIX, ids=lambda case: case.id)
 def test_shape_of_the_second_matrix(case, device):
-    z, s, aux = problem(case, device)
+    z, s, second_matrix = problem(case, device)
     message = r"(second matrix|table|flips) must have shape [\[(]\d+, 81[\])], got \[37, 80\]"
-    refused(ValueError, message, case.fused, z, s, aux[:, :-1].contiguous())
+    refused(ValueError, message, case.fused, z, s, second_matrix[:, :-1].contiguous())
     if case.matrix != "flips":  # a table with an index: any number of rows
-        refused(ValueError, r"must have shape [\[(]37, 81[\])], got \[36, 81\]", case.fused, z, s, aux[:-1])
+        refused(
+            ValueError, r"must have shape [\[(]37, 81[\])], got \[36, 81\]", case.fused, z, s, second_matrix[:-1]
+        )
     index = torch.zeros(N, dtype=torch.int64, device=device)
     tables = {
         "em_apl": losses.em_apl_loss,
@@ -190,7 +202,11 @@ def test_shape_of_the_second_matrix(case, device):
         "ll_cp": lambda *args: losses.ll_cp_loss(*args, share=0.1),
     }
     if case.name in tables:
-        for table, got in ((aux[0], r"\[81\]"), (aux[0, 0], r"\[\]"), (aux[None], r"\[1, 37, 81\]")):
+        for table, got in (
+            (second_matrix[0], r"\[81\]"),
+            (second_matrix[0, 0], r"\[\]"),
+            (second_matrix[None], r"\[1, 37, 81\]"),
+        ):
             message = rf"(second matrix|table|flips) must have .*81[\])], got {got}"
             refused(ValueError, message, tables[case.name], z, s, table, index)
 
@@ -201,59 +217,61 @@ def test_shape_of_the_second_matrix(case, device):
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64], ids=str)
 @every_loss
 def test_dtype_of_logits(case, dtype, device):
-    z, s, aux = problem(case, device)
+    z, s, second_matrix = problem(case, device)
     message = "logits must be float32, float64, float16 or bfloat16, got (Long|Bool|ComplexFloat)"
-    refused(TypeError, message, case.fused, z.to(dtype), s, aux)
+    refused(TypeError, message, case.fused, z.to(dtype), s, second_matrix)
 
 
 @pytest.mark.parametrize("wrong", [[[0.0, 1.0]], None, 3.0], ids=["list", "None", "float"])
 @every_loss
 def test_logits_are_a_tensor(case, wrong):
-    _, s, aux = problem(case)
+    _, s, second_matrix = problem(case)
     function = case.fused
     if case.name == "ll_cp":  # the helper of the cases asks the logits for their shape
         function = lambda z, s, flips: losses.ll_cp_loss(z, s, flips, torch.arange(N), share=0.1)  # noqa: E731
-    refused(TypeError, f"logits.*tensor.*{type(wrong).__name__}", function, wrong, s, aux)
+    refused(TypeError, f"logits.*tensor.*{type(wrong).__name__}", function, wrong, s, second_matrix)
 
 
 @pytest.mark.parametrize("wrong", [[0, 1, 2], None, 3], ids=["list", "None", "int"])
 @every_loss
 def test_labels_are_a_tensor(case, wrong):
-    z, _, aux = problem(case)
-    refused(TypeError, f"labels.*tensor.*{type(wrong).__name__}", case.fused, z, wrong, aux)
+    z, _, second_matrix = problem(case)
+    refused(TypeError, f"labels.*tensor.*{type(wrong).__name__}", case.fused, z, wrong, second_matrix)
 
 
 @every_loss
 def test_labels_on_another_device(case, device):
-    z, s, aux = problem(case, device)
+    z, s, second_matrix = problem(case, device)
     message = rf"labels is on meta, expected {device.type}"
-    refused(ValueError, message, case.fused, z, s.to("meta"), aux)
-    refused(ValueError, message, case.fused, z.requires_grad_(), s.to("meta"), aux)
+    refused(ValueError, message, case.fused, z, s.to("meta"), second_matrix)
+    refused(ValueError, message, case.fused, z.requires_grad_(), s.to("meta"), second_matrix)
     if not case.full_labels:
-        refused(ValueError, message, case.fused, z, torch.zeros(N, dtype=torch.int64, device="meta"), aux)
+        refused(
+            ValueError, message, case.fused, z, torch.zeros(N, dtype=torch.int64, device="meta"), second_matrix
+        )
 
 
 @every_loss
 def test_class_weight_on_another_device(case, device):
-    z, s, aux = problem(case, device)
+    z, s, second_matrix = problem(case, device)
     weight = torch.ones(L, device="meta")
     message = f"class_weight is on meta, expected {device.type}"
-    refused(ValueError, message, case.fused, z, s, aux, class_weight=weight)
+    refused(ValueError, message, case.fused, z, s, second_matrix, class_weight=weight)
 
 
 @pytest.mark.parametrize("case", WITH_MATRIX, ids=lambda case: case.id)
 def test_second_matrix_on_another_device(case, device):
-    z, s, aux = problem(case, device)
-    refused(ValueError, f"is on meta, expected {device.type}", case.fused, z, s, aux.to("meta"))
+    z, s, second_matrix = problem(case, device)
+    refused(ValueError, f"is on meta, expected {device.type}", case.fused, z, s, second_matrix.to("meta"))
 
 
 @every_loss
 def test_sparse_tensors(case):
-    z, s, aux = problem(case)
-    refused(NotImplementedError, "(?i)sparse", case.fused, z.to_sparse(), s, aux)
-    refused(NotImplementedError, "(?i)sparse", case.fused, z, s.to_sparse(), aux)
-    if aux is not None and case.matrix != "flips":
-        refused(NotImplementedError, "(?i)sparse", case.fused, z, s, aux.to_sparse())
+    z, s, second_matrix = problem(case)
+    refused(NotImplementedError, "(?i)sparse", case.fused, z.to_sparse(), s, second_matrix)
+    refused(NotImplementedError, "(?i)sparse", case.fused, z, s.to_sparse(), second_matrix)
+    if second_matrix is not None and case.matrix != "flips":
+        refused(NotImplementedError, "(?i)sparse", case.fused, z, s, second_matrix.to_sparse())
 
 
 # --- arguments that all losses have ---------------------------------------------------------------
@@ -261,25 +279,27 @@ def test_sparse_tensors(case):
 
 @every_loss
 def test_shape_of_class_weight(case, device):
-    z, s, aux = problem(case, device)
+    z, s, second_matrix = problem(case, device)
     for weight in (torch.ones(L - 1), torch.ones(L + 1), torch.ones(1, L), torch.ones(N), torch.tensor(1.0)):
         message = rf"class_weight must have shape \({L},\), got \[{', '.join(map(str, weight.shape))}\]"
-        refused(ValueError, message, case.fused, z, s, aux, class_weight=weight.to(device))
+        refused(ValueError, message, case.fused, z, s, second_matrix, class_weight=weight.to(device))
 
 
 @every_loss
 def test_reduction(case):
-    z, s, aux = problem(case)
+    z, s, second_matrix = problem(case)
     for wrong in ("avg", "", None, "Mean"):
         message = f"reduction must be 'none', 'mean' or 'sum', got {wrong!r}"
-        refused(ValueError, message, case.fused, z, s, aux, reduction=wrong)
+        refused(ValueError, message, case.fused, z, s, second_matrix, reduction=wrong)
 
 
 @pytest.mark.parametrize("eps", [-1e-5, 1.0, 2.0, math.nan])
 @pytest.mark.parametrize("case", [c for c in ONE_OF_EACH if c.has_eps], ids=lambda case: case.id)
 def test_eps(case, eps):
-    z, s, aux = problem(case)
-    refused(ValueError, f"eps must be at least 0 and less than 1, got {eps}", case.fused, z, s, aux, eps=eps)
+    z, s, second_matrix = problem(case)
+    refused(
+        ValueError, f"eps must be at least 0 and less than 1, got {eps}", case.fused, z, s, second_matrix, eps=eps
+    )
 
 
 # --- hyper-parameters -----------------------------------------------------------------------------
@@ -349,6 +369,22 @@ def test_unknown_hyper_parameter():
         smoothing=1,
     )
     refused(TypeError, "GRLoss has no hyper-parameter 'gamma'; it has b, ", losses.GRLoss, gamma=1)
+    # What belongs to a batch is no hyper-parameter.
+    k_hat = torch.ones(1, dtype=torch.float64)
+    message = (
+        "EPRLoss has no hyper-parameter 'k_hat'; it has class_weight, eps, expected_positives, lam, reduction"
+    )
+    refused(TypeError, message, losses.EPRLoss, expected_positives=1.0, k_hat=k_hat)
+
+
+@pytest.mark.parametrize("case", ONE_OF_EACH, ids=lambda case: case.id)
+def test_a_module_refuses_what_it_could_never_compute(case):
+    """When it is made, not when the first batch comes."""
+    more = dict(n_samples=4, n_labels=5) if case.name in ("ll_cp", "em_apl") else {}
+    make = lambda **wrong: losses.make(case.name, **case.hyper, **more, **wrong)  # noqa: E731
+    refused(ValueError, "reduction must be 'none', 'mean' or 'sum', got 'avg'", make, reduction="avg")
+    if case.has_eps:
+        refused(ValueError, "eps must be at least 0 and less than 1, got 1.5", make, eps=1.5)
 
 
 def test_missing_hyper_parameter():
@@ -435,9 +471,10 @@ def test_k_hat(device):
     )
 
 
-def test_expected_positives_of_what_is_no_matrix(device):
+def test_expected_positive_count_of_what_is_no_matrix(device):
     z = torch.zeros(4, device=device)
-    refused(ValueError, r"logits must have shape \(N, L\), got \[4\]", losses.expected_positives, z)
+    refused(TypeError, "logits must be tensors, got list", losses.expected_positive_count, [0.0])
+    refused(ValueError, r"logits must have shape \(N, L\), got \[4\]", losses.expected_positive_count, z)
 
 
 def test_role_table(device):
@@ -502,6 +539,8 @@ def test_store_of_flips():
 
 def test_step_of_pns():
     z, s = torch.zeros(4, 5), torch.zeros(4, 5)
+    refused(TypeError, "seed must be an integer, got 1.5", losses.pns_loss, z, s, seed=1.5)
+    refused(TypeError, "seed must be an integer, got None", losses.make, "pns", seed=None)
     refused(TypeError, "step must be Long, got Float", losses.pns_loss, z, s, step=torch.tensor([1.0]))
     refused(ValueError, r"step must have shape \[1\], got \[\]", losses.pns_loss, z, s, step=torch.tensor(1))
     refused(ValueError, "at least one class, got 0", losses.pns_loss, z[:, :0], s[:, :0])

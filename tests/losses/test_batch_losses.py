@@ -12,11 +12,11 @@ from cases import (
     HALVES,
     ONE_OF_EACH,
     K,
-    _role_entries,
     ids,
     make_index,
     make_labels,
     make_logits,
+    role_entries,
     value_and_grads,
 )
 from scipy.stats import chi2_contingency, chisquare
@@ -68,7 +68,7 @@ def test_draw_is_uniform_over_unobserved_labels(observed, device):
 
 
 def test_draws_of_neighbours_are_independent(device):
-    """Of one row and the next, one step and the next, one seed and the next."""
+    """Draws of one row and the next, one step and the next, one seed and the next."""
     labels = torch.full((20_000,), -1, device=device)
     one = draw(labels, 6).cpu()
     pairs = {
@@ -185,7 +185,7 @@ def test_penalty_of_epr_is_its_formula(reduction, device):
     value, grad = value_and_grads(lambda z: losses.iu_loss(z, labels, reduction=reduction), z)
     slope = torch.sigmoid(z) * torch.sigmoid(-z) / n
     factor = n * l if reduction == "sum" else 1
-    own = losses.expected_positives(z)
+    own = losses.expected_positive_count(z)
     torch.testing.assert_close(own, torch.sigmoid(z).sum()[None] / n, rtol=1e-12, atol=0)
     for k_hat in (None, own, torch.tensor([0.0]), torch.tensor([K]), torch.tensor([31.4])):
         k_hat = None if k_hat is None else k_hat.double().to(device)
@@ -209,10 +209,10 @@ def test_k_hat_of_the_batch_changes_nothing(dtype, device):
     def role(z, table, k_hat=None):
         return losses.role_loss(z, labels, table, index, expected_positives=K, k_hat=k_hat)
 
-    k_hat = losses.expected_positives(z)
+    k_hat = losses.expected_positive_count(z)
     for a, b in zip(value_and_grads(epr, z), value_and_grads(lambda z: epr(z, k_hat), z), strict=True):
         assert torch.equal(a, b)
-    k_hats = losses.expected_positives(z, table[index])
+    k_hats = losses.expected_positive_count(z, table[index])
     assert k_hats.shape == (2,)
     own = value_and_grads(role, z, table)
     given = value_and_grads(lambda z, table: role(z, table, k_hats), z, table)
@@ -327,7 +327,7 @@ def compare_stand_in(case, hyper, stand_in, device):
 
     def expected(z, table):
         penalty = reference.epr_penalty(z, K) + reference.epr_penalty(table, K)
-        return _role_entries(z, s, table, eps, loss).mean() + 0.35 * penalty
+        return role_entries(z, s, table, eps, loss).mean() + 0.35 * penalty
 
     def fused(z, table):
         kwargs = dict(expected_positives=K, lam=0.7, eps=eps, loss=stand_in)
@@ -376,6 +376,23 @@ def test_role_module_is_the_function(device):
         estimator.logits,
     )
     assert torch.equal(estimator.logits.grad, wanted)
+
+
+@pytest.mark.parametrize(
+    "inner", [losses.GRLoss(epochs=4), losses.ANLSLoss(smoothing=losses.Linear(0.2, 0.0, epochs=4))]
+)
+def test_role_follows_the_schedule_of_its_loss(inner, device):
+    """A loss inside ROLE moves with its own ``set_epoch``, whatever ROLE's epoch is."""
+    z, labels, table, index = role_batch(torch.float32, device)
+    module = losses.ROLELoss(expected_positives=K, loss=inner)
+    values = []
+    for epoch in (1, 3, 4):
+        inner.set_epoch(epoch)
+        fixed = losses.make(inner.name, **inner.hyper)
+        values.append(module(z, labels, table, index).item())
+        assert values[-1] == losses.role_loss(z, labels, table, index, expected_positives=K, loss=fixed).item()
+        assert values[-1] == module.value_and_gradients(z, labels, table, index).value.item()
+    assert len(set(values)) == 3
 
 
 def test_classifier_and_estimator_teach_each_other(device):

@@ -10,11 +10,10 @@ from cases import (
     ONE_OF_EACH,
     K,
     ids,
+    make_batch,
     make_index,
     make_labels,
     make_logits,
-    make_matrix,
-    move,
     value_and_grads,
 )
 from torch import nn
@@ -25,7 +24,7 @@ from torch.utils._pytree import tree_map_only
 from spml_fast import _ops, losses
 from spml_fast.labels import LabelEstimator
 
-# Of PyTorch's own modules, which inductor imports.
+# Warned of by PyTorch's own modules, which inductor imports.
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 
 OPS = torch.ops.spml_fast
@@ -37,13 +36,6 @@ BACKENDS = ["aot_eager", pytest.param("inductor", marks=needs_compiler)]
 @pytest.fixture(autouse=True)
 def _fresh_compiler():
     torch._dynamo.reset()
-
-
-def make_batch(case, n=16, l=20, form="matrix", device="cpu", dtype=torch.float32):
-    """(logits, labels, second matrix or None)"""
-    labels = make_index(n, l) if form == "index" else make_labels(case, n, l).float()
-    s = (labels[:, None] == torch.arange(l)).double() if form == "index" else labels.double()
-    return make_logits(n, l, dtype).to(device), labels.to(device), move(make_matrix(case, s, dtype), device)
 
 
 # --- opcheck --------------------------------------------------------------------------------------
@@ -155,7 +147,7 @@ def test_opcheck(what, device):
 # --- fake tensors ---------------------------------------------------------------------------------
 
 
-def describe(result):
+def properties(result):
     return tree_map_only(
         torch.Tensor, lambda t: (t.shape, t.stride(), t.dtype, t.layout, t.device, t.requires_grad), result
     )
@@ -165,10 +157,10 @@ def describe(result):
 def test_fake_outputs_are_as_the_real_ones(what, device):
     op, args = op_arguments()[what]
     args = tree_map_only(torch.Tensor, lambda t: t.detach().to(device).requires_grad_(t.requires_grad), args)
-    real = describe(op(*args))
+    real = properties(op(*args))
     with FakeTensorMode() as mode:
         fake = op(*tree_map_only(torch.Tensor, mode.from_tensor, args))
-    assert describe(fake) == real
+    assert properties(fake) == real
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -178,15 +170,15 @@ def test_fake_losses(case, dtype, device):
     batch = make_batch(case, device=device, dtype=dtype)
     for reduction in case.reductions:
 
-        def run(z, labels, aux):
-            value = case.fused(z, labels, aux, reduction=reduction)  # noqa: B023
+        def run(z, labels, second_matrix):
+            value = case.fused(z, labels, second_matrix, reduction=reduction)  # noqa: B023
             return value, *torch.autograd.grad(value.sum(), z)
 
         z, *rest = batch
-        real = describe(run(z.clone().requires_grad_(), *rest))
+        real = properties(run(z.clone().requires_grad_(), *rest))
         with FakeTensorMode() as mode:
             z, *rest = tree_map_only(torch.Tensor, mode.from_tensor, batch)
-            assert describe(run(z.requires_grad_(), *rest)) == real
+            assert properties(run(z.requires_grad_(), *rest)) == real
 
 
 # --- torch.compile --------------------------------------------------------------------------------
@@ -205,9 +197,9 @@ def assert_compiled_is_eager(function, *tensors, backend="aot_eager"):
 
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=ids(ONE_OF_EACH))
 def test_compiled_function(case, device):
-    z, labels, aux = make_batch(case, form="matrix" if case.full_labels else "index", device=device)
-    tensors = (z,) if case.matrix != "table" else (z, aux)
-    assert_compiled_is_eager(lambda z, table=aux: case.fused(z, labels, table), *tensors)
+    z, labels, second_matrix = make_batch(case, form="matrix" if case.full_labels else "index", device=device)
+    tensors = (z,) if case.matrix != "table" else (z, second_matrix)
+    assert_compiled_is_eager(lambda z, table=second_matrix: case.fused(z, labels, table), *tensors)
 
 
 def test_compiled_function_without_gradient(device):
@@ -219,17 +211,19 @@ def test_compiled_function_without_gradient(device):
 
 @pytest.mark.parametrize("case", [c for c in ONE_OF_EACH if "none" in c.reductions], ids=lambda c: c.id)
 def test_compiled_entries(case, device):
-    z, labels, aux = make_batch(case, device=device)
+    z, labels, second_matrix = make_batch(case, device=device)
     weight = torch.full((20,), 2.0, device=device)
-    assert_compiled_is_eager(lambda z: case.fused(z, labels, aux, reduction="none", class_weight=weight), z)
+    assert_compiled_is_eager(
+        lambda z: case.fused(z, labels, second_matrix, reduction="none", class_weight=weight), z
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["an", "role", "ll_cp"])
 def test_compiled_dtypes(name, dtype, device):
     case = next(case for case in ALL if case.name == name)
-    z, labels, aux = make_batch(case, device=device, dtype=dtype)
-    assert_compiled_is_eager(lambda z: case.fused(z, labels, aux) * 3, z)
+    z, labels, second_matrix = make_batch(case, device=device, dtype=dtype)
+    assert_compiled_is_eager(lambda z: case.fused(z, labels, second_matrix) * 3, z)
 
 
 @needs_compiler
@@ -237,12 +231,12 @@ def test_compiled_dtypes(name, dtype, device):
 def test_compiled_by_inductor(name, device):
     """What comes before and after the loss is inductor's, the loss between them is the op."""
     case = next(case for case in ALL if case.name == name)
-    z, labels, aux = make_batch(case, device=device)
+    z, labels, second_matrix = make_batch(case, device=device)
 
-    def step(z, table=aux):
+    def step(z, table=second_matrix):
         return 3 * case.fused(z * 2, labels, table) + 1
 
-    tensors = (z,) if case.matrix != "table" else (z, aux)
+    tensors = (z,) if case.matrix != "table" else (z, second_matrix)
     assert_compiled_is_eager(step, *tensors, backend="inductor")
 
 
@@ -301,9 +295,9 @@ def test_any_batch_size_needs_two_graphs(case, device):
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(case.fused, fullgraph=True, backend=counter)
     for n in (16, 12, 3):
-        z, labels, aux = make_batch(case, n, device=device)
-        actual = value_and_grads(lambda z: compiled(z, labels, aux), z)  # noqa: B023
-        assert_all_equal(actual, value_and_grads(lambda z: case.fused(z, labels, aux), z))  # noqa: B023
+        z, labels, second_matrix = make_batch(case, n, device=device)
+        actual = value_and_grads(lambda z: compiled(z, labels, second_matrix), z)  # noqa: B023
+        assert_all_equal(actual, value_and_grads(lambda z: case.fused(z, labels, second_matrix), z))  # noqa: B023
     assert counter.frame_count == 2
 
 

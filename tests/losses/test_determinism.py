@@ -28,19 +28,21 @@ def outputs(case, dtype, device="cpu"):
     torch.manual_seed(7)
     z = make_logits(N, L, dtype)
     s = make_labels(case, N, L)
-    aux = make_matrix(case, s, dtype)
+    second_matrix = make_matrix(case, s, dtype)
     class_weight = torch.rand(L).to(device)
     forms = (
         {"matrix": s.to(dtype)} if case.full_labels else {"matrix": s.to(torch.int8), "index": make_index(N, L)}
     )
-    leaves = [t.to(device) for t in ([z, aux] if case.matrix == "table" else [z])]
-    fixed = move(aux, device)
+    leaves = [t.to(device) for t in ([z, second_matrix] if case.matrix == "table" else [z])]
+    fixed = move(second_matrix, device)
     found = {}
     for form, labels in forms.items():
         for reduction in case.reductions:
 
-            def call(z, aux=fixed, labels=labels, reduction=reduction):
-                return case.fused(z, labels.to(device), aux, reduction=reduction, class_weight=class_weight)
+            def call(z, second_matrix=fixed, labels=labels, reduction=reduction):
+                return case.fused(
+                    z, labels.to(device), second_matrix, reduction=reduction, class_weight=class_weight
+                )
 
             found[f"{form} {reduction}"] = value_and_grads(call, *leaves)
     return found
@@ -54,7 +56,7 @@ def other_outputs(dtype, device="cpu"):
     forms = {"matrix": make_labels(case, N, L).to(torch.int8).to(device), "index": make_index(N, L).to(device)}
     index = torch.randint(0, TABLE, (N,)).to(device)  # some rows twice
     table = torch.randn(TABLE, L, dtype=_ops.compute_dtype(dtype)).to(device)
-    found = {"k_hat": (losses.expected_positives(z, z.t().contiguous().t()),)}
+    found = {"k_hat": (losses.expected_positive_count(z, z.t().contiguous().t()),)}
     for form, labels in forms.items():
         flips = torch.zeros(TABLE, L, dtype=torch.uint8, device=device)
         thresholds = []

@@ -2,8 +2,6 @@
 
 import gc
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -38,15 +36,18 @@ class Model(nn.Module):
 
 def losses_to_try():
     """{name: (loss of (logits, labels, second matrix, index), or of ROLE with its table; the case of its data)}"""
-    found = {case.id: (lambda z, s, aux, index, case=case: case.fused(z, s, aux), case) for case in CASES}
+    found = {
+        case.id: (lambda z, s, second_matrix, index, case=case: case.fused(z, s, second_matrix), case)
+        for case in CASES
+    }
     for name in ("epr", "role"):
         case = next(case for case in ONE_OF_EACH if case.name == name)
         for sync in (True, False):
             module = losses.make(name, expected_positives=K, lam=5.0, sync=sync)
             if name == "epr":
-                call = lambda z, s, aux, index, module=module: module(z, s)  # noqa: E731
+                call = lambda z, s, second_matrix, index, module=module: module(z, s)  # noqa: E731
             else:
-                call = lambda z, table, s, aux, index, module=module: module(z, s, table, index)  # noqa: E731
+                call = lambda z, table, s, second_matrix, index, module=module: module(z, s, table, index)  # noqa: E731
             found[f"{name} sync={sync}"] = call, case
     return found
 
@@ -57,10 +58,10 @@ def batches(case):
     x = torch.randn(N, D, dtype=torch.float64)
     x[N // 2 :] += 2  # the halves expect different numbers of positives
     s = make_labels(case, N, L)
-    aux = make_matrix(case, s)
+    second_matrix = make_matrix(case, s)
     index = torch.randperm(ROWS)[:N]
     forms = {"matrix": s} if case.full_labels else {"matrix": s, "index": make_index(N, L)}
-    return {form: (x, labels, aux, index) for form, labels in forms.items()}
+    return {form: (x, labels, second_matrix, index) for form, labels in forms.items()}
 
 
 def learn(call, case, batch, rank=None):
@@ -99,27 +100,14 @@ def work():
     dist.destroy_process_group()
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
-def in_two_processes(tmp_path_factory):
+def in_two_processes(tmp_path_factory, environment):
     if not dist.is_available() or not dist.is_gloo_available():
         pytest.skip("needs torch.distributed with gloo")
     out = tmp_path_factory.mktemp("distributed") / "out.json"
-    launcher = [
-        "-m",
-        "torch.distributed.run",
-        "--nproc-per-node",
-        str(PROCESSES),
-        "--master-port",
-        str(free_port()),
-    ]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
     command = [sys.executable, *launcher, str(Path(__file__).resolve()), str(out)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**environment, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=120)
     assert run.returncode == 0, run.stderr
     return json.loads(out.read_text())
@@ -138,14 +126,14 @@ def test_half_batches_learn_what_the_joined_batch_teaches(name, in_two_processes
 
 
 def largest_difference(a, b):
-    """Of gradients, beside the largest gradient."""
+    """The largest difference of gradients, as a share of the largest gradient."""
     a, b = (torch.cat([torch.tensor(grad, dtype=torch.float64) for grad in grads]) for grads in (a[1:], b[1:]))
     return ((a - b).abs().max() / b.abs().max()).item()
 
 
 @pytest.mark.parametrize("name", ["epr", "role"])
 def test_without_sync_every_process_has_its_own_k_hat(name, in_two_processes):
-    """Which is not the loss of the joined batch."""
+    """Without ``sync`` the processes do not compute the loss of the joined batch."""
     call, case = losses_to_try()[f"{name} sync=False"]
     for form, batch in batches(case).items():
         joined = learn(call, case, batch)

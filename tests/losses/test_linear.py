@@ -4,8 +4,7 @@ import re
 
 import pytest
 import torch
-from cases import ONE_OF_EACH, make_index, make_labels, value_and_grads
-from test_memory import SMALL, extra  # noqa: F401
+from cases import ONE_OF_EACH, SMALL, make_index, make_labels, value_and_grads
 from torch import nn
 from torch.nn.functional import linear
 
@@ -89,7 +88,7 @@ def matrix_labels(id, n, l):
 
 
 def n_chunks(n, l, dtype):
-    """Of labels, as run_linear_loss cuts them."""
+    """The number of chunks into which run_linear_loss cuts the labels."""
     return -(-l // max(64, CHUNK_BYTES // (n * dtype.itemsize) // 64 * 64))
 
 
@@ -438,7 +437,7 @@ def test_head_of_a_model_learns(device):
 
 
 @pytest.mark.parametrize("id", ["an", "gr", "epr"])
-def test_memory_is_that_of_one_chunk(id, device, extra):  # noqa: F811
+def test_memory_is_that_of_one_chunk(id, device, extra):
     """Beyond the gradients themselves an eighth of what linear and loss take at most, whatever L is."""
     n, d, l = 512, 64, 20_000
     leaves = [t.requires_grad_() for t in problem(n, d, l, torch.float32, device)]
@@ -450,7 +449,7 @@ def test_memory_is_that_of_one_chunk(id, device, extra):  # noqa: F811
     assert fused - gradients <= (apart - gradients) / 8
 
 
-def test_memory_without_gradients(device, extra):  # noqa: F811
+def test_memory_without_gradients(device, extra):
     leaves = problem(512, 64, 20_000, torch.float32, device)
     labels = make_index(512, 20_000).to(device)
     assert extra(lambda: losses.fused_linear_loss(*leaves, labels)) <= CHUNK_BYTES + SMALL

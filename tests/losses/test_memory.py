@@ -1,34 +1,19 @@
 """A loss allocates its gradient and next to nothing else: no temporary of the logits' size, no dense labels."""
 
+import eager as eager_losses
 import pytest
 import torch
-from cases import ONE_OF_EACH, make_index, make_labels, make_logits, make_matrix, move
-from common import peak_memory
+from cases import ONE_OF_EACH, SMALL, make_index, make_labels, make_logits, make_matrix, move
 
 from spml_fast import losses, reference
 
 SIZES = [(1024, 312), (4096, 1000)]
-SMALL = 64 * 1024  # scalars, a row of weights, a GPU's workspace
 GR = dict(w=1.0, b=-2.0, mu=0.5, sigma=1.0)
 LOSSES = {
     "an": losses.an_loss,
     "gr": lambda z, labels: losses.gr_loss(z, labels, **GR),
     "epr": lambda z, labels: losses.epr_loss(z, labels, expected_positives=2.5),
 }
-
-
-@pytest.fixture
-def extra(device):
-    """Measures a call, after one that is not measured; gradients of the leaves are dropped before both."""
-
-    def measure(call, *leaves):
-        for run in (lambda call: call(), lambda call: peak_memory(call, device)):
-            for leaf in leaves:
-                leaf.grad = None
-            bytes_held = run(call)
-        return bytes_held
-
-    return measure
 
 
 def without_grad(call):
@@ -39,7 +24,7 @@ def without_grad(call):
 def test_the_measure_sees_the_temporaries_of_eager_code(device, extra):
     z = torch.randn(1024, 312, device=device, requires_grad=True)
     s = reference.label_matrix(make_index(1024, 312), 312, torch.float32).to(device)
-    assert extra(lambda: reference.eager_gr(z, s, **GR).backward(), z) > 8 * z.nbytes
+    assert extra(lambda: eager_losses.gr(z, s, **GR).backward(), z) > 8 * z.nbytes
     assert extra(lambda: without_grad(lambda: torch.sigmoid(z).sum()), z) >= z.nbytes
 
 
@@ -63,13 +48,13 @@ def test_every_loss(case, dtype, device, extra):
     n, l = 1024, 1000
     s = make_labels(case, n, l).to(torch.float32 if case.full_labels else torch.int8)
     forms = [s] if case.full_labels else [s, make_index(n, l)]
-    aux = move(make_matrix(case, s, dtype), device)
-    flips = (aux.nbytes if case.matrix == "flips" else 0) + SMALL  # the case hands over a copy
+    second_matrix = move(make_matrix(case, s, dtype), device)
+    flips = (second_matrix.nbytes if case.matrix == "flips" else 0) + SMALL  # the case hands over a copy
     z = make_logits(n, l, dtype).to(device).requires_grad_()
     for labels in (t.to(device) for t in forms):
-        gradients = z.nbytes + (aux.nbytes if case.matrix == "table" else 0)
-        assert extra(lambda: case.fused(z, labels, aux).backward(), z) <= gradients + flips  # noqa: B023
-        assert extra(lambda: without_grad(lambda: case.fused(z, labels, aux)), z) <= flips  # noqa: B023
+        gradients = z.nbytes + (second_matrix.nbytes if case.matrix == "table" else 0)
+        assert extra(lambda: case.fused(z, labels, second_matrix).backward(), z) <= gradients + flips  # noqa: B023
+        assert extra(lambda: without_grad(lambda: case.fused(z, labels, second_matrix)), z) <= flips  # noqa: B023
 
 
 def test_reduction_none_makes_the_values_and_the_gradient(device, extra):

@@ -60,7 +60,7 @@ def assert_close(actual, expected, dtype, unit=1.0):
         )
 
 
-def compare(case, z, labels, aux, device, *, s=None, eps=0.0, class_weight=None, reduction="mean"):
+def compare(case, z, labels, second_matrix, device, *, s=None, eps=0.0, class_weight=None, reduction="mean"):
     """Value and gradients of the fused loss equal those of the reference on the same logits in float64."""
     dtype = _ops.compute_dtype(z.dtype)
     n, l = z.shape
@@ -72,13 +72,13 @@ def compare(case, z, labels, aux, device, *, s=None, eps=0.0, class_weight=None,
     if class_weight is not None:
         kwargs["class_weight"] = class_weight.to(device)
         weight64 = class_weight.double()
-    leaves = [z.to(device)] + ([aux.to(device)] if case.matrix == "table" else [])
-    fixed = move(aux, device)
+    leaves = [z.to(device)] + ([second_matrix.to(device)] if case.matrix == "table" else [])
+    fixed = move(second_matrix, device)
 
     def fused(z, table=fixed):
         return case.fused(z, labels.to(device), table, **kwargs)
 
-    wide = None if aux is None else aux.double()
+    wide = None if second_matrix is None else second_matrix.double()
 
     def expected(z, table=wide):
         return case.expected(z, s, table, eps=eps, class_weight=weight64, reduction=reduction)
@@ -159,8 +159,8 @@ def test_reductions_and_class_weight(case, reduction, weighted, device):
         s = make_labels(case, n, l)
         class_weight = torch.rand(l) * 3 if weighted else None
         z = make_logits(n, l, dtype)
-        aux = make_matrix(case, s, dtype)
-        compare(case, z, s.to(dtype), aux, device, class_weight=class_weight, reduction=reduction)
+        second_matrix = make_matrix(case, s, dtype)
+        compare(case, z, s.to(dtype), second_matrix, device, class_weight=class_weight, reduction=reduction)
 
 
 @pytest.mark.parametrize("name", ["an", "gr", "em", "role", "pr"])
@@ -169,9 +169,9 @@ def test_large_batch(name, device):
     n, l = 4096, 1000
     labels = make_index(n, l)
     z = make_logits(n, l, torch.float32)
-    aux = torch.randn(n, l) if case.matrix else None
+    second_matrix = torch.randn(n, l) if case.matrix else None
     for form in (labels, reference.label_matrix(labels, l, torch.int8)) if name == "gr" else (labels,):
-        compare(case, z, form, aux, device)
+        compare(case, z, form, second_matrix, device)
 
 
 @pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=str)
@@ -182,9 +182,9 @@ def test_label_dtypes_bit_for_bit(case, dtype, device):
     signed = dtype not in (torch.bool, torch.uint8)
     s = make_labels(case, n, l, negatives=signed and not case.full_labels)
     z = make_logits(n, l, torch.float32).to(device)
-    aux = move(make_matrix(case, s, torch.float32), device)
-    wanted = value_and_grads(lambda z: case.fused(z, s.to(device), aux), z)
-    actual = value_and_grads(lambda z: case.fused(z, s.to(dtype).to(device), aux), z)
+    second_matrix = move(make_matrix(case, s, torch.float32), device)
+    wanted = value_and_grads(lambda z: case.fused(z, s.to(device), second_matrix), z)
+    actual = value_and_grads(lambda z: case.fused(z, s.to(dtype).to(device), second_matrix), z)
     for a, b in zip(actual, wanted, strict=True):
         assert torch.equal(a, b)
 
@@ -196,10 +196,12 @@ def test_dtypes_of_the_second_matrix(dtype, device):
     labels = make_index(n, l).to(device)
     for case in ALL:
         if case.matrix in ("full", "flips") or (case.matrix == "ternary" and dtype.is_signed):
-            aux = make_matrix(case, torch.zeros(n, l), torch.float32).to(device)
+            second_matrix = make_matrix(case, torch.zeros(n, l), torch.float32).to(device)
             if case.matrix == "flips" and dtype != torch.uint8:
                 continue  # flips are written to as well: one dtype
-            assert torch.equal(case.fused(z, labels, aux.to(dtype)), case.fused(z, labels, aux)), case.id
+            assert torch.equal(
+                case.fused(z, labels, second_matrix.to(dtype)), case.fused(z, labels, second_matrix)
+            ), case.id
 
 
 @pytest.mark.parametrize("case", [c for c in ALL if not c.full_labels], ids=lambda c: c.id)
@@ -209,10 +211,10 @@ def test_index_form_is_matrix_form_bit_for_bit(case, dtype, device):
         labels = make_index(n, l).to(device)
         z = make_logits(n, l, dtype).to(device)
         matrix = reference.label_matrix(labels, l, torch.int8)
-        aux = move(make_matrix(case, matrix.cpu().double(), dtype), device)
+        second_matrix = move(make_matrix(case, matrix.cpu().double(), dtype), device)
         for reduction in case.reductions:
-            by_index = value_and_grads(lambda z: case.fused(z, labels, aux, reduction=reduction), z)  # noqa: B023
-            by_matrix = value_and_grads(lambda z: case.fused(z, matrix, aux, reduction=reduction), z)  # noqa: B023
+            by_index = value_and_grads(lambda z: case.fused(z, labels, second_matrix, reduction=reduction), z)  # noqa: B023
+            by_matrix = value_and_grads(lambda z: case.fused(z, matrix, second_matrix, reduction=reduction), z)  # noqa: B023
             for a, b in zip(by_index, by_matrix, strict=True):
                 assert torch.equal(a, b)
 
@@ -223,10 +225,10 @@ def test_half_is_float32_rounded_once(case, dtype, device):
     n, l = 37, 81
     s = make_labels(case, n, l).float().to(device)
     z = make_logits(n, l, dtype).to(device)
-    aux = move(make_matrix(case, s.cpu(), torch.float32), device)
+    second_matrix = move(make_matrix(case, s.cpu(), torch.float32), device)
     for reduction in case.reductions:
-        half = value_and_grads(lambda z: case.fused(z, s, aux, reduction=reduction), z)  # noqa: B023
-        single = value_and_grads(lambda z: case.fused(z, s, aux, reduction=reduction), z.float())  # noqa: B023
+        half = value_and_grads(lambda z: case.fused(z, s, second_matrix, reduction=reduction), z)  # noqa: B023
+        single = value_and_grads(lambda z: case.fused(z, s, second_matrix, reduction=reduction), z.float())  # noqa: B023
         assert half[0].dtype == (dtype if reduction == "none" else torch.float32)
         assert half[1].dtype == dtype
         if dtype == torch.float16 and reduction == "mean":  # the gradient is stored before 1 / (N L) makes it tiny
@@ -261,24 +263,24 @@ def test_strided_views(case, device):
     n, l = 13, 81
     s = make_labels(case, n, l).float()
     z = make_logits(n, l, torch.float32)
-    aux = make_matrix(case, s.double(), torch.float32)
-    on_device = move(aux, device)
+    second_matrix = make_matrix(case, s.double(), torch.float32)
+    on_device = move(second_matrix, device)
     wanted = value_and_grads(lambda z: case.fused(z, s.to(device), on_device), z.to(device))
 
-    def check(z, s, aux, what):
+    def check(z, s, second_matrix, what):
         z = z.requires_grad_()
-        value = case.fused(z, s, aux)
+        value = case.fused(z, s, second_matrix)
         (grad,) = torch.autograd.grad(value, z)
         assert torch.equal(value, wanted[0]), what
         assert torch.equal(grad, wanted[1]), what
 
     if device.type == "cpu":
         for what, view in strided_views(z):
-            check(view.detach(), s, aux, what)
+            check(view.detach(), s, second_matrix, what)
         for what, view in strided_views(s):
-            check(z.detach(), view, aux, f"labels: {what}")
-        if aux is not None and case.matrix != "flips":
-            for what, view in strided_views(aux):
+            check(z.detach(), view, second_matrix, f"labels: {what}")
+        if second_matrix is not None and case.matrix != "flips":
+            for what, view in strided_views(second_matrix):
                 check(z.detach(), s, view, f"second matrix: {what}")
     check(z.to(device).t().contiguous().t().detach(), s.to(device), on_device, "transposed")
 
@@ -302,18 +304,20 @@ def test_large_logits_stay_finite(case, dtype, device):
         s = s.abs()
     s[3] = 0
     s[4] = 1
-    aux = make_matrix(case, s.double(), dtype)
+    second_matrix = make_matrix(case, s.double(), dtype)
     if case.matrix == "table":
-        aux = values.repeat_interleave(3).repeat(n, 1).to(_ops.compute_dtype(dtype))
+        second_matrix = values.repeat_interleave(3).repeat(n, 1).to(_ops.compute_dtype(dtype))
     for eps in (0.0, EPS) if case.has_eps else (0.0,):
         kwargs = {"eps": eps} if eps else {}
         leaf = z.to(device).requires_grad_()
-        value = case.fused(leaf, s.to(device), move(aux, device), **kwargs)
+        value = case.fused(leaf, s.to(device), move(second_matrix, device), **kwargs)
         value.backward()
         assert value.isfinite()
         assert leaf.grad.isfinite().all()
         if dtype in FLOATS and (case.name != "asl" or case.hyper["margin"] == 0):
-            wanted = case.expected(z.double(), s.double(), None if aux is None else aux.double(), eps=eps)
+            wanted = case.expected(
+                z.double(), s.double(), None if second_matrix is None else second_matrix.double(), eps=eps
+            )
             torch.testing.assert_close(value.cpu().double(), wanted, rtol=RELATIVE[dtype] * 10, atol=0)
 
 
@@ -323,21 +327,21 @@ def test_empty_batch(case, dtype, device):
     for shape in [(0, 7), (0, 0), (4, 0)] if case.name not in ("pns", "ll_cp") else [(0, 7)]:
         z = torch.zeros(shape, dtype=dtype, device=device, requires_grad=True)
         labels = torch.zeros(shape, device=device)
-        aux = move(make_matrix(case, torch.zeros(shape), dtype), device)
+        second_matrix = move(make_matrix(case, torch.zeros(shape), dtype), device)
         forms = [labels] if case.full_labels or shape[0] else [labels, labels.sum(1).long()]
         for form in forms:
-            mean = case.fused(z, form, aux)
+            mean = case.fused(z, form, second_matrix)
             assert mean.shape == ()
             assert mean.isnan()
             (grad,) = torch.autograd.grad(mean, z)
             assert grad.shape == shape
             assert grad.dtype == dtype
-            total = case.fused(z, form, aux, reduction="sum")
+            total = case.fused(z, form, second_matrix, reduction="sum")
             assert total.item() == 0
             (grad,) = torch.autograd.grad(total, z)
             assert grad.shape == shape
             if "none" in case.reductions:
-                assert case.fused(z, form, aux, reduction="none").shape == shape
+                assert case.fused(z, form, second_matrix, reduction="none").shape == shape
 
 
 @pytest.mark.parametrize("case", ALL, ids=ids(ALL))
@@ -348,8 +352,8 @@ def test_one_label(case, device):
         compare(case, make_logits(9, 1, dtype), s.to(dtype), make_matrix(case, s, dtype), device)
         if not case.full_labels:
             labels = torch.tensor([0, -1, 0, 0, -1, -1, 0, -1, 0])
-            aux = make_matrix(case, s * 0, dtype)
-            compare(case, make_logits(9, 1, dtype), labels, aux, device)
+            second_matrix = make_matrix(case, s * 0, dtype)
+            compare(case, make_logits(9, 1, dtype), labels, second_matrix, device)
 
 
 @pytest.mark.parametrize("case", WITH_EPS, ids=ids(WITH_EPS))
@@ -357,23 +361,23 @@ def test_eps_against_the_reference(case, device):
     for dtype in FLOATS:
         s = make_labels(case, 37, 81)
         z = make_logits(37, 81, dtype)
-        aux = make_matrix(case, s, dtype)
+        second_matrix = make_matrix(case, s, dtype)
         for eps in (EPS, 1e-7) if dtype == torch.float64 else (EPS,):
-            compare(case, z, s.to(dtype), aux, device, eps=eps)
+            compare(case, z, s.to(dtype), second_matrix, device, eps=eps)
 
 
 @pytest.mark.parametrize("case", [c for c in ALL if c.eager is not None], ids=lambda c: c.id)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_as_the_authors_write_it(case, dtype, device):
-    """eager_* in float64 on the same logits: with eps inside the logarithms, labels 1 and 0."""
+    """The eager form in float64 on the same logits, with eps inside the logarithms and labels 1 and 0."""
     n, l = 128, 81
     s = make_labels(case, n, l, negatives=False)
     z = make_logits(n, l, dtype, scale=2.0)
-    aux = make_matrix(case, s, dtype)
+    second_matrix = make_matrix(case, s, dtype)
     kwargs = {"eps": EPS} if case.has_eps else {}
-    fixed = move(aux, device)
+    fixed = move(second_matrix, device)
     actual = value_and_grads(lambda z: case.fused(z, s.to(device), fixed, **kwargs), z.to(device))
-    wide = None if aux is None else aux.double()
+    wide = None if second_matrix is None else second_matrix.double()
     wanted = value_and_grads(lambda z: case.eager(z, s, wide, EPS), z.double())
     # 1e-6 of the value; EM's parts have both signs, its error is relative to the larger part.
     size = max(abs(wanted[0].item()), case.entries(z.double(), s, wide, EPS).abs().mean().item())
@@ -393,12 +397,12 @@ def test_nan_stays_where_it_is(case, dtype, device):
     n, l = 9, 131
     s = make_labels(case, n, l)
     z = make_logits(n, l, dtype)
-    aux = make_matrix(case, s, dtype)
+    second_matrix = make_matrix(case, s, dtype)
     bad = torch.rand(n, l) < 0.1
     z[bad] = torch.tensor(math.nan, dtype=dtype)
     z[0, 0] = torch.tensor(-math.nan).copysign(torch.tensor(-1.0)).to(dtype)
     bad = z.isnan()
-    wide = None if aux is None else aux.double()
+    wide = None if second_matrix is None else second_matrix.double()
     wanted = case.expected(z.double(), s, wide, reduction="none").isnan()
     assert wanted.any()
 
@@ -407,7 +411,7 @@ def test_nan_stays_where_it_is(case, dtype, device):
         assert marked[wanted].all()
         assert not marked[~bad].any()
 
-    on_device = z.to(device), s.to(device), move(aux, device)
+    on_device = z.to(device), s.to(device), move(second_matrix, device)
     value, grad = value_and_grads(lambda z: case.fused(z, *on_device[1:], reduction="none"), on_device[0])
     assert torch.equal(value.isnan().cpu(), wanted)
     check(grad)
@@ -421,9 +425,9 @@ def test_nan_in_a_batch_loss(case, device):
     s = make_labels(case, 9, 31).float()
     s[2, 4] = 1
     z = make_logits(9, 31, torch.float32)
-    aux = make_matrix(case, s.double(), torch.float32)
+    second_matrix = make_matrix(case, s.double(), torch.float32)
     z[2, 4] = math.nan
-    value, grad = value_and_grads(lambda z: case.fused(z, s.to(device), move(aux, device)), z.to(device))
+    value, grad = value_and_grads(lambda z: case.fused(z, s.to(device), move(second_matrix, device)), z.to(device))
     assert value.isnan()
     assert grad[2, 4].isnan()
 
@@ -432,11 +436,11 @@ def test_nan_in_a_batch_loss(case, device):
 @pytest.mark.parametrize("case", ALL, ids=ids(ALL))
 def test_infinite_logits_do_not_crash(case, dtype, device):
     s = make_labels(case, 5, 31).float()
-    aux = make_matrix(case, s.double(), dtype)
+    second_matrix = make_matrix(case, s.double(), dtype)
     z = make_logits(5, 31, dtype)
     z[torch.rand(5, 31) < 0.2] = math.inf
     z[torch.rand(5, 31) < 0.2] = -math.inf
-    value, grad = value_and_grads(lambda z: case.fused(z, s.to(device), move(aux, device)), z.to(device))
+    value, grad = value_and_grads(lambda z: case.fused(z, s.to(device), move(second_matrix, device)), z.to(device))
     assert value.shape == ()
     assert grad.shape == z.shape
 
@@ -445,10 +449,10 @@ def test_infinite_logits_do_not_crash(case, dtype, device):
 def test_value_without_gradient_is_the_same(case, device):
     s = make_labels(case, 37, 81).float().to(device)
     z = make_logits(37, 81, torch.float32).to(device)
-    aux = move(make_matrix(case, s.cpu().double(), torch.float32), device)
-    alone = case.fused(z, s, aux)
+    second_matrix = move(make_matrix(case, s.cpu().double(), torch.float32), device)
+    alone = case.fused(z, s, second_matrix)
     assert not alone.requires_grad
-    assert torch.equal(alone, case.fused(z.requires_grad_(), s, aux))
+    assert torch.equal(alone, case.fused(z.requires_grad_(), s, second_matrix))
 
 
 @pytest.mark.parametrize("case", [c for c in ALL if c.name not in ("pns", "ll_cp")], ids=lambda c: c.id)
@@ -464,12 +468,12 @@ def test_module_is_the_function(case, device):
     module = module.to(device)
     s = make_labels(case, 16, 20).float()
     z = make_logits(16, 20, torch.float32).to(device)
-    aux = make_matrix(case, s.double(), torch.float32)
-    args = [] if aux is None else [aux.to(device)]
+    second_matrix = make_matrix(case, s.double(), torch.float32)
+    args = [] if second_matrix is None else [second_matrix.to(device)]
     if case.name == "em_apl":
-        module.pseudo_labels.copy_(aux)
+        module.pseudo_labels.copy_(second_matrix)
         args = [torch.arange(16, device=device)]
-    expected = case.fused(z, s.to(device), move(aux, device), class_weight=weight.to(device))
+    expected = case.fused(z, s.to(device), move(second_matrix, device), class_weight=weight.to(device))
     assert torch.equal(module(z, s.to(device), *args), expected)
 
 
@@ -523,19 +527,21 @@ def test_property(data):
         labels = s.to(data.draw(st.sampled_from(kinds)))
         views = list(strided_views(labels))
         _, labels = views[data.draw(st.integers(0, len(views) - 1))]
-    aux = make_matrix(case, s, dtype)
+    second_matrix = make_matrix(case, s, dtype)
     reduction = data.draw(st.sampled_from(case.reductions))
     class_weight = torch.rand(l) * 2 if data.draw(st.booleans()) else None
-    compare(case, z, labels, aux, torch.device("cpu"), s=s, reduction=reduction, class_weight=class_weight)
+    compare(
+        case, z, labels, second_matrix, torch.device("cpu"), s=s, reduction=reduction, class_weight=class_weight
+    )
 
 
 def test_expected_positives_is_the_mean_row_sum(device):
     for dtype in (*FLOATS, *HALVES):
         z, other = make_logits(37, 81, dtype).to(device), make_logits(37, 81, dtype).to(device)
-        actual = losses.expected_positives(z, other.t().contiguous().t())
+        actual = losses.expected_positive_count(z, other.t().contiguous().t())
         assert actual.dtype == torch.float64
-        wanted = torch.stack([reference.expected_positives(t.cpu().double()) for t in (z, other)])
+        wanted = torch.stack([reference.expected_positive_count(t.cpu().double()) for t in (z, other)])
         torch.testing.assert_close(actual.cpu(), wanted, rtol=1e-6 if dtype != torch.float64 else 1e-12, atol=0)
     value = losses.epr_loss(z.float(), torch.full((37,), -1, device=device), expected_positives=K)
-    excess = (losses.expected_positives(z.float()).item() - K) / 81
+    excess = (losses.expected_positive_count(z.float()).item() - K) / 81
     assert value.item() == pytest.approx(excess**2, rel=1e-5)

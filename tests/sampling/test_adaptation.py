@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from spml_fast.sampling.mixture import MixtureProposal
 from test_exactness import chi_square_p
 from threadpoolctl import threadpool_limits
 from torch import distributions, nn
@@ -30,7 +31,6 @@ from toys import (
 from spml_fast import LatentMixture, S2MSampler, _ops
 from spml_fast.sampling import AdaptationPath, JointClass, SamplingWarning, mixture
 from spml_fast.sampling.adaptation import candidates
-from spml_fast.sampling.mixture import MixtureProposal
 
 LEVEL = 1e-3
 pytestmark = pytest.mark.filterwarnings("ignore:.*never met the support")

@@ -79,7 +79,7 @@ def test_log_weight_with_every_term(dtype, device):
     log_gamma[0] = math.log(2.0)
     wide = class_logits.double().cpu(), validity.double().cpu()
     terms |= dict(
-        log_gamma=log_gamma, fake_logits=fake.double().cpu(), proposal_class=6, extra=extra.double().cpu()
+        log_gamma=log_gamma, fake_logits=fake.double().cpu(), proposal_class=6, log_correction=extra.double().cpu()
     )
     expected = reference.s2m_log_weight(*wide, (1, 4), (0,), **terms)
     assert_log_weights(actual, expected, reference.s2m_log_weight(*wide, (1, 4), **terms), dtype)

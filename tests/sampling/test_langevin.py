@@ -13,6 +13,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from spml_fast.sampling.diagnostics import mixing
+from spml_fast.sampling.langevin import START_STEPS, TARGET_ACCEPTANCE
 from torch import nn
 from toys import (
     FIELDS,
@@ -32,8 +34,6 @@ from toys import (
 
 from spml_fast import LatentMixture, S2MSampler, reference, s2m_sample
 from spml_fast.sampling import SamplingWarning, langevin
-from spml_fast.sampling.diagnostics import mixing
-from spml_fast.sampling.langevin import START_STEPS, TARGET_ACCEPTANCE
 
 LEVEL = 1e-3
 pytestmark = pytest.mark.filterwarnings("ignore::spml_fast.sampling.SamplingWarning")

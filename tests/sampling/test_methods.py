@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from spml_fast.sampling.selection import RESAMPLING_BIAS, accepted, rejection_uniforms, resampled
 from test_exactness import chi_square_p
 from torch import nn
 from toys import (
@@ -32,7 +33,6 @@ from toys import (
 
 from spml_fast import LatentMixture, S2MSampler, _ops, reference, s2m_sample
 from spml_fast.sampling import SamplingWarning, pool
-from spml_fast.sampling.selection import RESAMPLING_BIAS, accepted, rejection_uniforms, resampled
 
 LEVEL = 1e-3
 pytestmark = pytest.mark.filterwarnings("ignore:.*the bound on the distance", "ignore:.*samples of .* are missing")

@@ -1,5 +1,5 @@
-"""Losses of :class:`GradientLogits`: the value and the gradients of autograd, bit for bit; and who learns nothing
-from a row of which nothing was observed."""
+"""``Loss.value_and_gradients``: value and gradients as autograd has them, bit for bit; losses that learn nothing
+from a row without an observed label."""
 
 import copy
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spml_fast import _ops, losses, reference
-from spml_fast.losses.base import GradientLogits
+from spml_fast.losses.spec import apply_with_gradients
 
 N, L, R = 13, 81, 20  # R rows of tables, of which a batch sees N
 every_case = pytest.mark.parametrize("case", ALL, ids=lambda case: case.id)
@@ -65,20 +65,19 @@ def compare(case, z, labels, extra, **options):
     value = by_autograd(leaf, labels, *given_table)
     value.backward()
 
-    mine = GradientLogits(z)
-    got = without(mine, labels, *arguments)
-    assert not got.requires_grad
-    assert not mine.grad.requires_grad
-    assert mine.grad.dtype == z.dtype
-    assert torch.equal(got, value.detach())
-    assert torch.equal(mine.grad, leaf.grad)
+    mine = without.value_and_gradients(z, labels, *arguments)
+    assert not mine.value.requires_grad
+    assert not mine.logits_grad.requires_grad
+    assert mine.logits_grad.dtype == z.dtype
+    assert torch.equal(mine.value, value.detach())
+    assert torch.equal(mine.logits_grad, leaf.grad)
     if case.matrix == "table":
         (table,) = [a for a in given_table if a is not extra["index"]]
-        assert mine.aux_grad.shape == z.shape
-        assert mine.aux_grad.count_nonzero() > 0
-        assert torch.equal(mine.aux_grad, table.grad[extra["index"]])
+        assert mine.table_grad.shape == z.shape
+        assert mine.table_grad.count_nonzero() > 0
+        assert torch.equal(mine.table_grad, table.grad[extra["index"]])
     else:
-        assert mine.aux_grad.numel() == 0
+        assert mine.table_grad.numel() == 0
     # What a loss keeps from batch to batch it has kept either way.
     for name, kept in by_autograd.state_dict().items():
         assert torch.equal(without.state_dict()[name], kept), name
@@ -107,12 +106,11 @@ def test_float16_mean(name):
     z, labels, extra = problem(case, dtype=torch.float16)
     module = make_module(case)
     arguments = prepare(module, case, extra)
-    mine, exact = GradientLogits(z), GradientLogits(z.float())
-    copy.deepcopy(module)(exact, labels, *arguments)
-    module(mine, labels, *arguments)
-    assert mine.grad.dtype == torch.float32
-    torch.testing.assert_close(mine.grad, exact.grad, rtol=1e-3, atol=1e-7)
-    torch.testing.assert_close(mine.aux_grad, exact.aux_grad, rtol=1e-3, atol=1e-7)
+    exact = copy.deepcopy(module).value_and_gradients(z.float(), labels, *arguments)
+    mine = module.value_and_gradients(z, labels, *arguments)
+    assert mine.logits_grad.dtype == torch.float32
+    torch.testing.assert_close(mine.logits_grad, exact.logits_grad, rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(mine.table_grad, exact.table_grad, rtol=1e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -138,7 +136,7 @@ def test_strided_logits(case):
         assert not view.is_contiguous()
         value, _, mine = compare(case, view, labels, extra)
         assert torch.equal(value, wanted)
-        assert torch.equal(mine.grad, contiguous.grad)
+        assert torch.equal(mine.logits_grad, contiguous.logits_grad)
     assert (wide[:, :L] == 99).all()
 
 
@@ -147,14 +145,13 @@ def test_inside_no_grad_and_inference_mode(case):
     z, labels, extra = problem(case)
     module = make_module(case)
     arguments = prepare(module, case, extra)
-    values = []
+    found = []
     for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
-        mine = GradientLogits(z)
         with mode():
-            values.append((copy.deepcopy(module)(mine, labels, *arguments), mine.grad.clone()))
-    for value, grad in values[1:]:
-        assert torch.equal(value, values[0][0])
-        assert torch.equal(grad, values[0][1])
+            found.append(copy.deepcopy(module).value_and_gradients(z, labels, *arguments))
+    for other in found[1:]:
+        assert torch.equal(other.value, found[0].value)
+        assert torch.equal(other.logits_grad, found[0].logits_grad)
 
 
 @pytest.mark.parametrize("name", ["epr", "role"])
@@ -165,15 +162,14 @@ def test_expected_positives_of_all_processes(name):
     value, _, mine = compare(case, z, labels, extra, sync=True)
     own, _, mine_own = compare(case, z, labels, extra)
     torch.testing.assert_close(value, own, rtol=1e-6, atol=0)
-    torch.testing.assert_close(mine.grad, mine_own.grad, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(mine.logits_grad, mine_own.logits_grad, rtol=1e-6, atol=1e-9)
     # and somebody else's k_hat is another loss
-    z_role = (z, labels, extra["table"], extra["index"]) if name == "role" else (z, labels)
-    k_hat = torch.full((2,) if name == "role" else (1,), K + 1.0, dtype=torch.float64)
-    function = losses.role_loss if name == "role" else losses.epr_loss
-    other = GradientLogits(z)
-    far = function(other, *z_role[1:], expected_positives=K, lam=0.7, k_hat=k_hat)
-    assert far != own
-    assert not torch.equal(other.grad, mine_own.grad)
+    module = make_module(case)
+    tensors = module.tensors(z, labels, *prepare(module, case, extra))
+    tensors["k_hat"] = torch.full((2,) if name == "role" else (1,), K + 1.0, dtype=torch.float64)
+    other = apply_with_gradients(module.current_spec(), z, labels, **tensors)
+    assert other.value != own
+    assert not torch.equal(other.logits_grad, mine_own.logits_grad)
 
 
 @pytest.mark.parametrize("name", ["an", "em", "hill", "gr"])
@@ -187,7 +183,7 @@ def test_losses_inside_role(name):
 @pytest.mark.parametrize("n", [0, 1])
 @pytest.mark.parametrize("name", ["an", "gr", "epr", "ll_ct"])
 def test_small_batches(name, n):
-    """Of no rows the sum is 0 and the gradient empty."""
+    """The sum over no rows is 0, and its gradient is empty."""
     case = next(case for case in ALL if case.name == name)
     z, labels = make_logits(n, L, torch.float32), make_index(n, L)
     _, grad, _ = compare(case, z, labels, {}, reduction="sum")
@@ -211,8 +207,8 @@ def of_empty_rows(case, z, labels):
     """Value and gradient of a fresh module, which stores nothing yet."""
     module = make_module(case, rows=len(z), n_labels=z.shape[1])
     arguments = [torch.arange(len(z))] if "index" in module.inputs else []
-    mine = GradientLogits(z)
-    return module(mine, labels, *arguments), mine.grad
+    mine = module.value_and_gradients(z, labels, *arguments)
+    return mine.value, mine.logits_grad
 
 
 def nothing_observed(n, l):
