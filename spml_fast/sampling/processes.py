@@ -252,17 +252,17 @@ class Shard:
         """Which of ``chains``, numbers of chains of the run, are this process's own."""
         return (chains >= self.first) & (chains < self.first + self.owned)
 
-    def all_gather_rows(self, rows: Tensor, owners: Tensor | None = None) -> Tensor:
-        """Rows of all processes, on the CPU: process after process, each as many as it has.
+    def counts_of_all(self, n: int) -> list[int]:
+        """How many rows each process has of something, of which this one has ``n``."""
+        return self.processes.all_gather(torch.tensor([n]), [1] * self.processes.size).tolist()
 
-        ``owners`` (n,), numbers of processes, puts each process's rows, in their order, where its number stands.
-        """
+    def all_gather_rows(self, rows: Tensor, owners: Tensor) -> Tensor:
+        """Rows of all processes: each process's, in their order, where its number stands in ``owners`` (n,)."""
         if self.processes.size == 1:
             return rows
-        mine = torch.tensor([len(rows)])
-        counts = self.processes.all_gather(mine, [1] * self.processes.size).tolist()
+        counts = torch.bincount(owners, minlength=self.processes.size).tolist()
         gathered = self.processes.all_gather(rows, counts)
-        if owners is None or bool((owners.diff() >= 0).all()):
+        if bool((owners.diff() >= 0).all()):
             return gathered
         return gathered[torch.argsort(torch.argsort(owners, stable=True))]
 
