@@ -142,7 +142,7 @@ class Case:
         """As plain values. ``hook`` is called before every call of G."""
         sampler = self.make()
         if hook is not None:
-            before(sampler.G, hook)
+            before(sampler.models.G, hook)
         of_run = {name: options.pop(name) for name in OF_RUN if name in options}
         given = isinstance(self.call.get("proposal"), torch.Tensor)
         call = {"seed": 5, "n_samples": None if given else 101} | self.call | options
@@ -177,7 +177,9 @@ CASES = {
     "stochastic, rejection": Case(dict(method="rejection"), functools.partial(rowwise, stochastic=True)),
     "draw": Case(dict(n_steps=33, proposal=draw)),
     "draw with weights": Case(dict(n_steps=33, proposal=draw_weighted)),
-    "draw, auto, several samples per chain": Case(dict(n_steps="auto", proposal=draw, method=IMH(samples_per_chain=2))),
+    "draw, auto, several samples per chain": Case(
+        dict(n_steps="auto", proposal=draw, method=IMH(samples_per_chain=2))
+    ),
     "draw, resample": Case(dict(method="resample", proposal=draw_weighted)),
     "mixture": Case(dict(n_steps=33, proposal=a_mixture())),
     "given latents": Case(dict(proposal=latents())),
@@ -433,7 +435,11 @@ def warn_and_show(folder):
     """Calls with warnings and a progress bar, stderr apart."""
     with stderr_to(folder / f"stderr{rank_here()}.txt"), warnings.catch_warnings():
         warnings.simplefilter("always")
-        for options in (dict(n_steps=2), dict(n_steps="auto", method=IMH(max_steps=17, tol=1e-4)), dict(method="rejection")):
+        for options in (
+            dict(n_steps=2),
+            dict(n_steps="auto", method=IMH(max_steps=17, tol=1e-4)),
+            dict(method="rejection"),
+        ):
             rowwise().sample((0, 1), (2,), 101, seed=0, progress=True, **options)
 
 
@@ -552,6 +558,7 @@ SPECIAL = {
         )
         for method in METHODS
     },
+    **{name: CASES[name] for name in ("several samples per chain", "rejection", "mala", "several pools")},
 }
 """Cases that get a start of their own."""
 
