@@ -55,7 +55,7 @@ class Processes:
         return numbers
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What ``make()`` returns, or raises, in the first process."""
+        """What ``make()`` returns in the first process; what it raises there, the others hear of."""
         return make()
 
     def require_same_call(self, call: dict[str, Any]) -> None:
@@ -137,17 +137,10 @@ class SeveralProcesses(Processes):
             raise
 
     def from_first(self, make: Callable[[], T]) -> T:
-        made: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                made[0] = make()
-            except Exception as error:  # for all processes, or the others would wait for nothing
-                made[1] = error
+        made = [make() if self.rank == 0 else None]
         self.largest()
         with self._together():
             dist.broadcast_object_list(made, dist.get_global_rank(self.group, 0), self.group)
-        if made[1] is not None:
-            raise made[1]
         return made[0]
 
     def _roll_call(self) -> None:

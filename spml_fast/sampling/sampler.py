@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .._checks import count, renamed
 from .._models import eval_mode, latent_shape, takes_label
 from .adaptation import adapt, adapt_where_it_pays, check_order
-from .checkpoint import PROBE, identity, opened, probe
+from .checkpoint import identity, opened, probe
 from .kernels import IMH, METHODS, Kernel, Problem
 from .length import MAX_STEPS, Schedule
 from .models import Models, Plan
@@ -319,8 +319,9 @@ class S2MSampler:
             with bar, contextlib.ExitStack() as stack:
                 checkpoint = None
                 if run.checkpoint is not None:
-                    told[PROBE] = probe(models, [label for label, _ in self._pools(call)])
-                    checkpoint = stack.enter_context(opened(run.checkpoint, told, seed, run.every, processes))
+                    labels = [label for label, _ in self._pools(call)]
+                    file = opened(run.checkpoint, told, lambda: probe(models, labels), seed, run.every, processes)
+                    checkpoint = stack.enter_context(file)
                 call = replace(call, seed=seed() if checkpoint is None else checkpoint.seed)
                 yield Driver(processes, signals, bar, checkpoint, run.gather), call
                 processes.largest()  # or a process that fails at the very end would not be heard
