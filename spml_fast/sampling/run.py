@@ -215,8 +215,10 @@ class _PoolRun:
         for _ in range(2):
             try:
                 return self.kernel.propose(self.problem, self.state, self.done, steps)
-            except KeyboardInterrupt:  # raised by G or clf themselves; asked again, what is classified comes
-                self.signals.interrupted = True
+            except KeyboardInterrupt:
+                if self.signals.interrupted:  # the second Ctrl-C
+                    raise
+                self.signals.interrupted = True  # raised by G or clf; asked again, what is classified comes
             except Stopped:
                 return None
         return None
