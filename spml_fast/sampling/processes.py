@@ -7,6 +7,7 @@ over all chains, and decides how the run goes on, is gathered in the chains' ord
 from __future__ import annotations
 
 import atexit
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -267,6 +268,9 @@ class Shard:
 _groups: dict[str, dist.ProcessGroup] = {}
 """A gloo group of our own beside the default group, by the name of that one."""
 
+_made = itertools.count()
+"""Default groups that were made here."""
+
 
 def processes_of(distributed: bool) -> Processes:
     """The processes of torchrun or of an initialised process group, for a run that is to be shared out."""
@@ -278,7 +282,10 @@ def processes_of(distributed: bool) -> Processes:
         if not dist.is_torchelastic_launched() or world_size() == 1:
             return Processes()
         try:
-            dist.init_process_group("gloo", timeout=ROLL_CALL)
+            store, number, size = next(dist.rendezvous("env://", timeout=ROLL_CALL))
+            # torchrun's store outlives a group, and another one would find the addresses of the one before.
+            store = dist.PrefixStore(f"spml_fast {next(_made)}", store)
+            dist.init_process_group("gloo", store=store, rank=number, world_size=size, timeout=ROLL_CALL)
         except RuntimeError as error:
             raise LostProcessError(_absent(rank(), world_size(), error)) from error
         atexit.register(_close)
