@@ -610,6 +610,21 @@ def leave_groups(folder):
     torch.save(threads, folder / f"threads{rank_here()}.pt")
 
 
+def groups_again(folder, made_by="torchrun"):
+    """Three groups, one after another: of the caller's, or of the sampler's as torchrun launched the processes."""
+    if made_by == "caller":
+        del os.environ["TORCHELASTIC_RUN_ID"]
+    found = []
+    for _ in range(3):
+        if made_by == "caller":
+            os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+            dist.init_process_group("gloo")
+        found.append(CASES["imh"].run(gather=True))
+        dist.barrier()
+        dist.destroy_process_group()
+    torch.save(found, folder / f"groups{rank_here()}.pt")
+
+
 def group_of_one(folder):
     as_torchrun(0, 1, free_port())
     dist.init_process_group("gloo")

@@ -96,7 +96,7 @@ def read(path):
 # --- killed ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("when", [0.35, 0.8])
+@pytest.mark.parametrize("when", [pytest.param(0.35, marks=pytest.mark.slow), 0.8])
 @pytest.mark.parametrize("name", CASES)
 def test_killed_in_a_call_of_g(tmp_path, path, name, when):
     expected, n_calls = undisturbed(name)
@@ -146,7 +146,9 @@ def test_an_adaptation_is_not_done_again(tmp_path, path):
     assert calls < n_calls / 2
 
 
-@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize(
+    "n", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("moment", AT_FILE)
 @pytest.mark.parametrize("name", ["imh", "mala", "adapt", "several pools"])
 def test_killed_while_the_file_is_written(tmp_path, path, name, moment, n):
@@ -156,6 +158,7 @@ def test_killed_while_the_file_is_written(tmp_path, path, name, moment, n):
     assert [file.name for file in tmp_path.glob(".*")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["auto, several samples per chain", "draw, auto, several samples per chain", "mala"]
 )
@@ -203,26 +206,31 @@ def again_with(path, name, hook, **options):
 # --- in another number of processes ---------------------------------------------------------------
 
 
+OTHER_PROCESSES = [
+    ("imh", 2, 1),
+    ("rejection", 1, 3),
+    ("mala", 1, 2),
+    ("stochastic, several samples per chain", 2, 1),
+]
+MORE_OTHER_PROCESSES = [
+    ("imh", 1, 2),
+    ("auto, several samples per chain", 2, 3),
+    ("rejection", 3, 1),
+    ("resample", 2, 1),
+    ("mala", 3, 1),
+    ("adapt", 2, 1),
+    ("adapt, mala", 1, 2),
+    ("several pools", 3, 2),
+    ("stochastic, rejection", 1, 2),
+    ("draw, auto, several samples per chain", 2, 1),
+    ("draw, resample", 1, 2),
+    ("given latents", 2, 2),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "before", "after"),
-    [
-        ("imh", 1, 2),
-        ("imh", 2, 1),
-        ("auto, several samples per chain", 2, 3),
-        ("rejection", 1, 3),
-        ("rejection", 3, 1),
-        ("resample", 2, 1),
-        ("mala", 1, 2),
-        ("mala", 3, 1),
-        ("adapt", 2, 1),
-        ("adapt, mala", 1, 2),
-        ("several pools", 3, 2),
-        ("stochastic, several samples per chain", 2, 1),
-        ("stochastic, rejection", 1, 2),
-        ("draw, auto, several samples per chain", 2, 1),
-        ("draw, resample", 1, 2),
-        ("given latents", 2, 2),
-    ],
+    OTHER_PROCESSES + [pytest.param(*case, marks=pytest.mark.slow) for case in MORE_OTHER_PROCESSES],
 )
 def test_killed_and_called_again_in_other_processes(tmp_path, path, name, before, after):
     lost = before - 1

@@ -343,6 +343,21 @@ def test_a_group_that_its_owner_ends_is_gone(tmp_path):
     assert saved(tmp_path, "threads", 2) == [[0, 0], [0, 0]]
 
 
+@pytest.mark.parametrize("made_by", ["caller", "sampler", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_a_group_that_was_destroyed_and_made_again(tmp_path, made_by):
+    """With a store of the group's own; torchrun's store is one for all groups."""
+    if made_by == "torchrun":
+        status, stderr, _ = torchrun("groups_again", tmp_path)
+        assert status == 0, stderr
+    else:
+        statuses, said = child(tmp_path, several.groups_again, tmp_path, made_by, size=2, limit=20)
+        assert statuses == [0, 0], said
+    expected = CASES["imh"].run()
+    for found in saved(tmp_path, "groups", 2):
+        for again in found:
+            assert differences(again, expected) == []
+
+
 def test_a_group_of_one_is_no_group(tmp_path):
     statuses, said = child(tmp_path, several.group_of_one, tmp_path)
     assert statuses == [0], said
