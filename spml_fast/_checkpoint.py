@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import glob
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -92,8 +92,10 @@ def exclusive(path: str | Path) -> Iterator[None]:
             break
         os.close(file)  # the run before removed it between the two calls
     try:
-        for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # of runs that were killed
-            part.unlink(missing_ok=True)
+        left = re.compile(rf"\.{re.escape(path.name)}\.\d+-\d+\.part")  # by runs that were killed
+        for part in path.parent.iterdir():
+            if left.fullmatch(part.name):
+                part.unlink(missing_ok=True)
         yield
     finally:
         lock.unlink(missing_ok=True)
