@@ -233,9 +233,9 @@ class S2MSampler:
                         state = [None if path is None else path.to_state() for path in paths]
                         checkpoint.save("adaptation", state)
             results = self._run(driver, call, run.first_chain, paths)
-        if driver.processes.rank == 0:
-            for result in results:
-                _warn_of(result, call)
+            if driver.processes.rank == 0:
+                for result in results:
+                    _warn_of(result, call)
         return results
 
     @renamed(**_NOW_OF_ADAPT)
