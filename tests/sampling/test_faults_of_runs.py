@@ -464,37 +464,32 @@ INTERRUPTED = {  # targets, n_samples, n_steps, options
 }
 
 
-def sample(name, n_steps=None):
-    """Results, and the rows that G was asked for."""
+def sample(name, G, n_steps=None):
     targets, n_samples, steps, options = INTERRUPTED[name]
-    G = CountedGenerator()
     sampler = S2MSampler(G, FiveClasses(), plan=Plan(block_steps=25))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SamplingWarning)
-        try:
-            found = sampler.sample_targets(targets, n_samples, n_steps or steps, seed=5, **options)
-        except KeyboardInterrupt:
-            return None, G.rows
-    return [plain(result) for result in found], G.rows
+    return sampler.sample_targets(targets, n_samples, n_steps or steps, seed=5, **options)
 
 
 def interrupted_at_random(folder, name, n):
-    """Runs that SIGINT comes to, each at a random moment; what they return."""
-    rng, found = random.Random(name), []
+    """What runs return that SIGINT comes to, each at a random moment, and the rows that they asked G for."""
+    warnings.simplefilter("ignore", SamplingWarning)
+    rng, found, rows = random.Random(name), [None] * n, []
     for _ in range(2):
         began = time.monotonic()
-        sample(name)
+        sample(name, CountedGenerator())
         seconds = time.monotonic() - began
     for k in range(n):
-        moment = (k + rng.random()) / n * 0.95 * seconds
+        moment, G = (k + rng.random()) / n * 0.95 * seconds, CountedGenerator()
         timer = threading.Timer(moment, os.kill, (os.getpid(), signal.SIGINT))
-        with contextlib.suppress(KeyboardInterrupt):  # the run was over
+        with contextlib.suppress(KeyboardInterrupt):
             timer.start()
-            found.append(sample(name))
-            timer.join()
-            time.sleep(0.01)
+            found[k] = sample(name, G)
+            timer.join()  # where the run was over first
+            time.sleep(0.05)
         timer.join()
-    torch.save(found, folder / "found.pt")
+        rows.append(G.rows)
+    found = [results and [plain(result) for result in results] for results in found]
+    torch.save([*zip(found, rows, strict=True)], folder / "found.pt")
 
 
 @pytest.mark.parametrize("name", INTERRUPTED)
@@ -512,15 +507,22 @@ def test_ctrl_c_at_random_moments(tmp_path, name):
         n_steps = found[0]["diagnostics"]["n_steps"]
         assert n_steps == whole or found[0]["diagnostics"]["interrupted"]
         n_interrupted += n_steps < whole
-        expected, _ = sample(name, n_steps)
-        for got, want in zip(found, expected, strict=True):
+        expected = sample(name, CountedGenerator(), n_steps)
+        for got, want in zip(found, map(plain, expected), strict=True):
             assert [row for row in FIELDS if not torch.equal(got[row], want[row])] == []
     assert n_interrupted >= 3
 
 
+def kept(call):
+    try:
+        return call()
+    except KeyboardInterrupt:
+        pytest.fail("the run is lost")
+
+
 def test_ctrl_c_while_the_file_is_written_waits(path, monkeypatch):
     at_write(path, 3, lambda *_: os.kill(os.getpid(), signal.SIGINT), monkeypatch.setattr)
-    found = CASES["imh"].run(checkpoint=path, every=0.0)
+    found = kept(lambda: CASES["imh"].run(checkpoint=path, every=0.0))
     assert found[0]["diagnostics"]["interrupted"]
     done = read(path)["parts"]["pool 0"]["done"]
     assert 0 < found[0]["diagnostics"]["n_steps"] == done < 33
@@ -530,7 +532,8 @@ def test_ctrl_c_while_the_file_is_written_waits(path, monkeypatch):
 def test_ctrl_c_while_samples_are_decoded_loses_none():
     G = CountedGenerator()
     before(G, at_call(8, lambda: os.kill(os.getpid(), signal.SIGINT)))
-    result = S2MSampler(G, RowwiseClassifier(), plan=Plan(block_steps=5)).sample(0, (), 64, 30, seed=5)
+    sampler = S2MSampler(G, RowwiseClassifier(), plan=Plan(block_steps=5))
+    result = kept(lambda: sampler.sample(0, (), 64, 30, seed=5))
     assert G.rows > 64 * 30  # the eighth call decodes
     assert result.diagnostics.n_steps == 30
     assert torch.equal(result.samples, rowwise().sample(0, (), 64, 30, seed=5).samples)
@@ -641,7 +644,7 @@ def test_ctrl_c_with_a_slow_generator(tmp_path, per_second, n_steps, every, bloc
         tmp_path, signal.SIGINT, after, log, n_steps, every, per_second, block_seconds=block_seconds
     )
     assert status == 0
-    assert seconds < 1
+    assert seconds < 2
     found = torch.load(tmp_path / "found.pt")
     steps = found["diagnostics"]["n_steps"]
     assert found["diagnostics"]["interrupted"]
@@ -690,7 +693,7 @@ def terminate(folder, path, size, which, name="imh", calls=5, **options):
 def test_sigterm_ends_the_process_once_the_file_is_written(tmp_path, path):
     statuses, seconds, said = terminate(tmp_path, path, 1, [0], **LONG)
     assert statuses == [TERMINATED], said
-    assert seconds < 1
+    assert seconds < 2
     assert read(path)["parts"]["pool 0"]["done"] >= 5 * 4
     assert hidden(tmp_path) == []
     found = CASES["imh"].run(checkpoint=path, **LONG)
@@ -717,8 +720,9 @@ def test_sigterm_in_two_processes(tmp_path, path, which):
 def test_sigterm_in_other_phases(tmp_path, path, name, calls, parts):
     statuses, seconds, said = terminate(tmp_path, path, 1, [0], name, calls)
     assert statuses == [TERMINATED], said
-    assert seconds < 1
-    assert set(read(path)["parts"]) == parts
+    assert seconds < 2
+    found = read(path)["parts"]
+    assert {part: found[part]["done"] > 16 for part in found} == dict.fromkeys(parts, True)
     assert differences(CASES[name].run(checkpoint=path), CASES[name].run()) == []
 
 
@@ -726,7 +730,7 @@ def test_sigterm_without_a_checkpoint_ends_the_process_there(tmp_path):
     """In the middle of a call of G."""
     statuses, seconds, said = terminate(tmp_path, None, 1, [0], n_steps=2000)
     assert statuses == [TERMINATED], said
-    assert seconds < 0.5
+    assert seconds < 2
 
 
 # --- what a checkpoint sends ----------------------------------------------------------------------
