@@ -96,8 +96,13 @@ def read(path):
 # --- killed ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("when", [pytest.param(0.35, marks=pytest.mark.slow), 0.8])
-@pytest.mark.parametrize("name", CASES)
+OFTEN = [("imh", 0.8), ("rejection", 0.35), ("mala", 0.8), ("stochastic", 0.35), ("several pools", 0.8)]
+SELDOM = [case for case in itertools.product(CASES, (0.35, 0.8)) if case not in OFTEN]
+
+
+@pytest.mark.parametrize(
+    ("name", "when"), OFTEN + [pytest.param(*case, marks=pytest.mark.slow) for case in SELDOM]
+)
 def test_killed_in_a_call_of_g(tmp_path, path, name, when):
     expected, n_calls = undisturbed(name)
     kill(tmp_path, path, name, "G", max(2, round(when * n_calls)))

@@ -471,9 +471,7 @@ def sample(name, G, n_steps=None):
 
 
 def interrupted_at_random(folder, name, n):
-    """What runs return that SIGINT comes to, each at a random moment; the rows that they asked G for, and whether it
-    came before they returned.
-    """
+    """Runs that SIGINT comes to, each at a random moment: what they return, rows of G, whether it came in time."""
     warnings.simplefilter("ignore", SamplingWarning)
     rng, found, rows, came = random.Random(name), [None] * n, [], [True] * n
     for _ in range(2):
