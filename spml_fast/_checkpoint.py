@@ -6,11 +6,13 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,8 +43,19 @@ def take_name(path: Path) -> Path:
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Writes nested dicts and lists of tensors and plain values, whole or not at all."""
-    write_atomically(path, lambda part: torch.save(state, part))
+    """Writes nested dicts and lists of tensors and plain values, whole or not at all.
+
+    Numbers of NumPy are written as Python's: others could not be read without executing code.
+    """
+    write_atomically(path, lambda part: torch.save(_plain(state), part))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
@@ -61,6 +74,8 @@ def load_state(path: str | Path) -> dict[str, Any]:
 def exclusive(path: str | Path) -> Iterator[None]:
     """Keeps other processes from using ``path`` the same way; the lock ends with the process, however that ends.
 
+    Parts of ``path`` that processes were killed over are removed.
+
     Raises:
         ValueError: another process holds it.
     """
@@ -77,6 +92,10 @@ def exclusive(path: str | Path) -> Iterator[None]:
             break
         os.close(file)  # the run before removed it between the two calls
     try:
+        left = re.compile(rf"\.{re.escape(path.name)}\.\d+-\d+\.part")  # by runs that were killed
+        for part in path.parent.iterdir():
+            if left.fullmatch(part.name):
+                part.unlink(missing_ok=True)
         yield
     finally:
         lock.unlink(missing_ok=True)

@@ -1,14 +1,17 @@
 """Files that are whole or not there, and that are read without executing code."""
 
+import multiprocessing
 import os
 import pickle
+import time
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spml_fast._checkpoint import load_state, save_state, write_atomically
+from spml_fast._checkpoint import exclusive, load_state, save_state, write_atomically
 
 
 class Touch:
@@ -107,6 +110,60 @@ def test_two_files_of_one_folder_have_parts_of_their_own(tmp_path):
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "outer", "b": "inner"}
 
 
+# --- exclusive ------------------------------------------------------------------------------------
+
+
+def test_a_file_is_kept_from_others_and_given_back(tmp_path):
+    path = tmp_path / "a"
+    for _ in range(2):
+        with exclusive(path):
+            with pytest.raises(ValueError, match=f"{path} is in use by another run"), exclusive(str(path)):
+                pytest.fail("had twice")
+            with exclusive(tmp_path / "b"):
+                pass
+        assert names(tmp_path) == []
+
+
+def test_it_is_given_back_by_what_raises(tmp_path):
+    with pytest.raises(ZeroDivisionError), exclusive(tmp_path / "a"):
+        raise ZeroDivisionError
+    with exclusive(tmp_path / "a"):
+        pass
+
+
+def hold(path, end):
+    with exclusive(path):
+        path.write_text("held")
+        time.sleep(30) if end == "killed" else os._exit(0)
+
+
+@pytest.mark.parametrize("end", ["killed", "gone"])
+def test_a_process_that_ends_gives_it_back(tmp_path, end):
+    """However it ends; the file that it leaves beside is taken for no run's."""
+    path = tmp_path / "a"
+    holder = multiprocessing.get_context("fork").Process(target=hold, args=(path, end))
+    holder.start()
+    while not path.exists():
+        time.sleep(0.005)
+    if end == "killed":
+        with pytest.raises(ValueError, match="is in use"), exclusive(path):
+            pass
+        holder.kill()
+    holder.join()
+    assert names(tmp_path) == [".a.lock", "a"]
+    with exclusive(path):
+        pass
+    assert names(tmp_path) == ["a"]
+
+
+def test_parts_that_killed_processes_left_are_removed_and_no_others(tmp_path):
+    others = [".a.part", ".a.b.12-34.part", ".aa.12-34.part", "a.12-34.part", ".a.12-34.part.txt"]
+    for name in [".a.12-34.part", ".a.5-6.part", *others]:
+        (tmp_path / name).write_text("half")
+    with exclusive(tmp_path / "a"):
+        assert names(tmp_path) == sorted([".a.lock", *others])
+
+
 # --- save_state, load_state -----------------------------------------------------------------------
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool]
@@ -164,6 +221,13 @@ def test_nan_and_infinity_come_back(tmp_path):
     assert x[0].isnan()
     assert x[1] == float("inf")
     assert torch.signbit(x[2])
+
+
+def test_numbers_of_numpy_come_back_as_numbers(tmp_path):
+    save_state(
+        tmp_path / "s", {"a": np.int64(3), "b": [np.float64(0.5), {"c": np.bool_(True)}], "d": np.float32(2)}
+    )
+    assert_same(load_state(tmp_path / "s"), {"a": 3, "b": [0.5, {"c": True}], "d": 2.0})
 
 
 def test_what_was_loaded_is_not_tied_to_the_file(tmp_path):

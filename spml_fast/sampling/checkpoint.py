@@ -110,13 +110,19 @@ class Checkpoint:
 
 @contextmanager
 def opened(
-    path: str | Path, call: dict[str, Any], seed: Callable[[], int], every: float, processes: Processes
+    path: str | Path,
+    call: dict[str, Any],
+    outputs: Callable[[], list[float]],
+    seed: Callable[[], int],
+    every: float,
+    processes: Processes,
 ) -> Iterator[Checkpoint]:
     """The checkpoint at ``path``, read if it is there, for this run alone.
 
     Args:
         call: what tells the call; ``call["seed"]`` is None for a run without a seed of its own, which goes on with
             that of the file.
+        outputs: the :func:`probe` of G and clf, called in the first process, once all else fits.
         seed: called for a new run.
 
     Raises:
@@ -129,7 +135,14 @@ def opened(
         if not path.exists() and not path.parent.is_dir():
             raise FileNotFoundError(f"checkpoint={str(path)!r}: there is no folder {path.parent}")
         lock.enter_context(exclusive(path))
-        return _read(path, call) if path.exists() else None
+        saved = _read(path, call) if path.exists() else None
+        call[PROBE] = outputs()
+        if saved is not None and not _alike(saved["call"][PROBE], call[PROBE]):
+            raise ValueError(
+                f"{path} is of a run with another G or clf: they return other values for the same latents; "
+                "give another file or delete this one"
+            )
+        return saved
 
     with lock:
         saved = processes.from_first(begin)
@@ -146,13 +159,7 @@ def _read(path: Path, call: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"{path} is not a checkpoint of S2M sampling, or one of another version")
     for name, value in call.items():
         before = saved["call"].get(name)
-        if name == PROBE:
-            if not _alike(before, value):
-                raise ValueError(
-                    f"{path} is of a run with another G or clf: they return other values for the same latents; "
-                    "give another file or delete this one"
-                )
-        elif before != value and not (name == "seed" and value is None):
+        if before != value and not (name == "seed" and value is None):
             raise ValueError(
                 f"{path} is of a run with {name}={before!r}, not {value!r}; give another file or delete this one"
             )

@@ -7,6 +7,7 @@ over all chains, and decides how the run goes on, is gathered in the chains' ord
 from __future__ import annotations
 
 import atexit
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -55,7 +56,7 @@ class Processes:
         return numbers
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What ``make()`` returns, or raises, in the first process."""
+        """What ``make()`` returns in the first process; what it raises there, the others hear of."""
         return make()
 
     def require_same_call(self, call: dict[str, Any]) -> None:
@@ -137,17 +138,10 @@ class SeveralProcesses(Processes):
             raise
 
     def from_first(self, make: Callable[[], T]) -> T:
-        made: list[Any] = [None, None]
-        if self.rank == 0:
-            try:
-                made[0] = make()
-            except Exception as error:  # for all processes, or the others would wait for nothing
-                made[1] = error
+        made = [make() if self.rank == 0 else None]
         self.largest()
         with self._together():
             dist.broadcast_object_list(made, dist.get_global_rank(self.group, 0), self.group)
-        if made[1] is not None:
-            raise made[1]
         return made[0]
 
     def _roll_call(self) -> None:
@@ -252,17 +246,17 @@ class Shard:
         """Which of ``chains``, numbers of chains of the run, are this process's own."""
         return (chains >= self.first) & (chains < self.first + self.owned)
 
-    def all_gather_rows(self, rows: Tensor, owners: Tensor | None = None) -> Tensor:
-        """Rows of all processes, on the CPU: process after process, each as many as it has.
+    def counts_of_all(self, n: int) -> list[int]:
+        """How many rows each process has of something, of which this one has ``n``."""
+        return self.processes.all_gather(torch.tensor([n]), [1] * self.processes.size).tolist()
 
-        ``owners`` (n,), numbers of processes, puts each process's rows, in their order, where its number stands.
-        """
+    def all_gather_rows(self, rows: Tensor, owners: Tensor) -> Tensor:
+        """Rows of all processes: each process's, in their order, where its number stands in ``owners`` (n,)."""
         if self.processes.size == 1:
             return rows
-        mine = torch.tensor([len(rows)])
-        counts = self.processes.all_gather(mine, [1] * self.processes.size).tolist()
+        counts = torch.bincount(owners, minlength=self.processes.size).tolist()
         gathered = self.processes.all_gather(rows, counts)
-        if owners is None or bool((owners.diff() >= 0).all()):
+        if bool((owners.diff() >= 0).all()):
             return gathered
         return gathered[torch.argsort(torch.argsort(owners, stable=True))]
 
@@ -273,6 +267,9 @@ class Shard:
 
 _groups: dict[str, dist.ProcessGroup] = {}
 """A gloo group of our own beside the default group, by the name of that one."""
+
+_made = itertools.count()
+"""Default groups that were made here."""
 
 
 def processes_of(distributed: bool) -> Processes:
@@ -285,7 +282,10 @@ def processes_of(distributed: bool) -> Processes:
         if not dist.is_torchelastic_launched() or world_size() == 1:
             return Processes()
         try:
-            dist.init_process_group("gloo", timeout=ROLL_CALL)
+            store, number, size = next(dist.rendezvous("env://", timeout=ROLL_CALL))
+            # torchrun's store outlives a group, and another one would find the addresses of the one before.
+            store = dist.PrefixStore(f"spml_fast {next(_made)}", store)
+            dist.init_process_group("gloo", store=store, rank=number, world_size=size, timeout=ROLL_CALL)
         except RuntimeError as error:
             raise LostProcessError(_absent(rank(), world_size(), error)) from error
         atexit.register(_close)

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -215,8 +215,10 @@ class _PoolRun:
         for _ in range(2):
             try:
                 return self.kernel.propose(self.problem, self.state, self.done, steps)
-            except KeyboardInterrupt:  # raised by G or clf themselves; asked again, what is classified comes
-                self.signals.interrupted = True
+            except KeyboardInterrupt:
+                if self.signals.interrupted:  # the second Ctrl-C
+                    raise
+                self.signals.interrupted = True  # raised by G or clf; asked again, what is classified comes
             except Stopped:
                 return None
         return None
@@ -250,7 +252,7 @@ class _PoolRun:
             return
         self.kernel.check(self.problem, self.state)
         state = self.state.map_chains(self.shard.gather_to_first)
-        samples = [self._all_rows(drawn, with_kept=True) for drawn in self.samples]
+        samples = [self._rows_of_all(drawn, self.processes.gather_to_first) for drawn in self.samples]
         checkpoint.save(
             self.name,
             {
@@ -289,15 +291,16 @@ class _PoolRun:
 
     # --- samples ----------------------------------------------------------------------------------------------
 
-    def _all_rows(self, drawn: Draws, with_kept: bool = False) -> Draws:
+    def _rows_of_all(self, drawn: Draws, gather: Callable[[Tensor, list[int]], Any]) -> Draws:
         """The rows of all processes, whose chains are numbered over all of them, on the CPU."""
-        rows = replace(drawn, chain=drawn.chain + self.shard.first, kept=drawn.kept if with_kept else {})
-        return rows.map_chains(lambda tensor, _: self.shard.all_gather_rows(tensor).cpu())
+        counts = self.shard.counts_of_all(len(drawn.chain))
+        rows = replace(drawn, chain=drawn.chain + self.shard.first)
+        return rows.map_chains(lambda tensor, _: gather(tensor, counts))
 
     def _collect(self) -> list[S2MResult]:
         """The first samples of each target in their order, decoded."""
         mine = Draws.join(self.samples)
-        everything = self._all_rows(mine)
+        everything = self._rows_of_all(replace(mine, kept={}), self.processes.all_gather)
         chosen, here = [], []
         owned = self.shard.owns(everything.chain)
         number = torch.cumsum(owned, 0) - 1  # of this process's rows among its own

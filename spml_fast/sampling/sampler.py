@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from .._checks import count, renamed
 from .._models import eval_mode, latent_shape, takes_label
 from .adaptation import adapt, adapt_where_it_pays, check_order
-from .checkpoint import PROBE, identity, opened, probe
+from .checkpoint import identity, opened, probe
 from .kernels import IMH, METHODS, Kernel, Problem
 from .length import MAX_STEPS, Schedule
 from .models import Models, Plan
@@ -233,9 +233,9 @@ class S2MSampler:
                         state = [None if path is None else path.to_state() for path in paths]
                         checkpoint.save("adaptation", state)
             results = self._run(driver, call, run.first_chain, paths)
-        if driver.processes.rank == 0:
-            for result in results:
-                _warn_of(result, call)
+            if driver.processes.rank == 0:
+                for result in results:
+                    _warn_of(result, call)
         return results
 
     @renamed(**_NOW_OF_ADAPT)
@@ -319,8 +319,9 @@ class S2MSampler:
             with bar, contextlib.ExitStack() as stack:
                 checkpoint = None
                 if run.checkpoint is not None:
-                    told[PROBE] = probe(models, [label for label, _ in self._pools(call)])
-                    checkpoint = stack.enter_context(opened(run.checkpoint, told, seed, run.every, processes))
+                    labels = [label for label, _ in self._pools(call)]
+                    file = opened(run.checkpoint, told, lambda: probe(models, labels), seed, run.every, processes)
+                    checkpoint = stack.enter_context(file)
                 call = replace(call, seed=seed() if checkpoint is None else checkpoint.seed)
                 yield Driver(processes, signals, bar, checkpoint, run.gather), call
                 processes.largest()  # or a process that fails at the very end would not be heard
@@ -450,10 +451,10 @@ class S2MSampler:
             dtype=str(models.dtype),
             precision=str(models.plan.precision),
             targets=[str(target) for target in call.joint_classes],
+            proposal=call.proposal,
             n_samples=call.n_samples,
             n_steps="auto" if call.n_steps is None else call.n_steps,
             **identity(call.kernel),
-            proposal=call.proposal,
             order=call.order,
             proposal_class=call.proposal_class,
             seed=call.seed,

@@ -142,7 +142,7 @@ class Case:
         """As plain values. ``hook`` is called before every call of G."""
         sampler = self.make()
         if hook is not None:
-            before(sampler.G, hook)
+            before(sampler.models.G, hook)
         of_run = {name: options.pop(name) for name in OF_RUN if name in options}
         given = isinstance(self.call.get("proposal"), torch.Tensor)
         call = {"seed": 5, "n_samples": None if given else 101} | self.call | options
@@ -558,6 +558,7 @@ SPECIAL = {
         )
         for method in METHODS
     },
+    **{name: CASES[name] for name in ("several samples per chain", "rejection", "mala", "several pools")},
 }
 """Cases that get a start of their own."""
 
@@ -607,6 +608,21 @@ def leave_groups(folder):
         dist.destroy_process_group()
         threads.append(sum("gloo" in (task / "comm").read_text() for task in tasks.iterdir()))
     torch.save(threads, folder / f"threads{rank_here()}.pt")
+
+
+def groups_again(folder, made_by="torchrun"):
+    """Three groups, one after another: of the caller's, or of the sampler's as torchrun launched the processes."""
+    if made_by == "caller":
+        del os.environ["TORCHELASTIC_RUN_ID"]
+    found = []
+    for _ in range(3):
+        if made_by == "caller":
+            os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+            dist.init_process_group("gloo")
+        found.append(CASES["imh"].run(gather=True))
+        dist.barrier()
+        dist.destroy_process_group()
+    torch.save(found, folder / f"groups{rank_here()}.pt")
 
 
 def group_of_one(folder):

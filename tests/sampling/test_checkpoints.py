@@ -5,11 +5,13 @@ moment is exact.
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
 import random
 import signal
+import tempfile
 import time
 import types
 
@@ -40,7 +42,7 @@ from several import (
 )
 from toys import FIELDS, RowwiseClassifier, RowwiseGenerator
 
-from spml_fast import S2MSampler, s2m_sample
+from spml_fast import IMH, MinMax, Mixture, Plan, Run, S2MSampler, s2m_sample
 from spml_fast.sampling import checkpoint as module
 
 pytestmark = pytest.mark.filterwarnings(
@@ -61,10 +63,17 @@ def path(tmp_path):
 
 @functools.cache
 def undisturbed(name):
-    """What a case gives without a checkpoint, and its calls of G."""
+    """What a case gives without a checkpoint, and its calls of G with one."""
+    with tempfile.TemporaryDirectory() as folder:
+        _, n_calls = again(os.path.join(folder, "run.ckpt"), name)
+    return (CASES | FEW | NOTHING)[name].run(), n_calls
+
+
+def probed(name):
+    """Calls of G before the first block of a case with a checkpoint, by which G and clf are told from others."""
     calls = itertools.count()
-    found = (CASES | FEW | NOTHING)[name].run(lambda: next(calls))
-    return found, next(calls)
+    (CASES | FEW | NOTHING)[name].run(lambda: next(calls))
+    return undisturbed(name)[1] - next(calls)
 
 
 def again(path, name, **options):
@@ -87,8 +96,13 @@ def read(path):
 # --- killed ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("when", [0.35, 0.8])
-@pytest.mark.parametrize("name", CASES)
+OFTEN = [("imh", 0.8), ("rejection", 0.35), ("mala", 0.8), ("stochastic", 0.35), ("several pools", 0.8)]
+SELDOM = [case for case in itertools.product(CASES, (0.35, 0.8)) if case not in OFTEN]
+
+
+@pytest.mark.parametrize(
+    ("name", "when"), OFTEN + [pytest.param(*case, marks=pytest.mark.slow) for case in SELDOM]
+)
 def test_killed_in_a_call_of_g(tmp_path, path, name, when):
     expected, n_calls = undisturbed(name)
     kill(tmp_path, path, name, "G", max(2, round(when * n_calls)))
@@ -99,11 +113,11 @@ def test_killed_in_a_call_of_g(tmp_path, path, name, when):
 
 
 PHASES = {  # of the file, when killed there: in which calls of G
-    "in the start of Langevin chains": ("mala", 3, {"pool 0"}),
-    "in Langevin steps": ("mala", 20, {"pool 0", "pool 0, +0+1-2"}),
-    "in Langevin steps of the second target": ("mala", 50, {"pool 0", "pool 0, +0+1-2", "pool 0, +0"}),
-    "in an adaptation": ("adapt", 4, set()),
-    "in the third pool": ("several pools", 22, {"pool 0", "pool 1", "pool 2"}),
+    "in the start of Langevin chains": ("mala", 4, {"pool 0"}),
+    "in Langevin steps": ("mala", 21, {"pool 0"}),
+    "in Langevin steps near the end": ("mala", 51, {"pool 0"}),
+    "in an adaptation": ("adapt", 5, set()),
+    "in the third pool": ("several pools", 25, {"pool 0", "pool 1", "pool 2"}),
 }
 
 
@@ -119,11 +133,13 @@ def test_langevin_chains_go_on_in_batches_as_large(path):
     """As those of the run before; and not in batches of 64 to the end."""
     case, sizes = Case(dict(method="mala", n_steps=8, n_samples=300)), []
     with pytest.raises(ArithmeticError):
-        case.run(at_call(18, _fail), checkpoint=path, checkpoint_every=0.0)
+        case.run(at_call(18, _fail), checkpoint=path, every=0.0)
     sampler = rowwise()
-    sampler.G.register_forward_pre_hook(lambda _, z: sizes.append(len(z[0])))
+    sampler.models.G.register_forward_pre_hook(lambda _, z: sizes.append(len(z[0])))
     Case(case.call, lambda: sampler).run(checkpoint=path)
-    assert max(sizes) == 300
+    *stepping, decoding = sizes
+    assert max(stepping) == 300
+    assert decoding == 600
 
 
 def test_an_adaptation_is_not_done_again(tmp_path, path):
@@ -135,7 +151,9 @@ def test_an_adaptation_is_not_done_again(tmp_path, path):
     assert calls < n_calls / 2
 
 
-@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize(
+    "n", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("moment", AT_FILE)
 @pytest.mark.parametrize("name", ["imh", "mala", "adapt", "several pools"])
 def test_killed_while_the_file_is_written(tmp_path, path, name, moment, n):
@@ -145,6 +163,7 @@ def test_killed_while_the_file_is_written(tmp_path, path, name, moment, n):
     assert [file.name for file in tmp_path.glob(".*")] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["auto, several samples per chain", "draw, auto, several samples per chain", "mala"]
 )
@@ -165,7 +184,7 @@ def test_killed_again_and_again_at_random_moments(tmp_path, path, name):
 def test_convolutions_agree_but_for_rounding(path):
     expected = CONVOLUTIONAL.run()
     with pytest.raises(ArithmeticError):
-        CONVOLUTIONAL.run(at_call(40, _fail), checkpoint=path, checkpoint_every=0.0)
+        CONVOLUTIONAL.run(at_call(40, _fail), checkpoint=path, every=0.0)
     for a, b in zip(CONVOLUTIONAL.run(checkpoint=path), expected, strict=True):
         assert torch.equal(a["chains"], b["chains"])
         same = (a["latents"] == b["latents"]).all(1)
@@ -186,32 +205,37 @@ def test_a_generator_that_breaks_leaves_a_checkpoint_too(path):
 
 
 def again_with(path, name, hook, **options):
-    return CASES[name].run(hook, checkpoint=path, checkpoint_every=0.0, **options)
+    return CASES[name].run(hook, checkpoint=path, every=0.0, **options)
 
 
 # --- in another number of processes ---------------------------------------------------------------
 
 
+OTHER_PROCESSES = [
+    ("imh", 2, 1),
+    ("rejection", 1, 3),
+    ("mala", 1, 2),
+    ("stochastic, several samples per chain", 2, 1),
+]
+MORE_OTHER_PROCESSES = [
+    ("imh", 1, 2),
+    ("auto, several samples per chain", 2, 3),
+    ("rejection", 3, 1),
+    ("resample", 2, 1),
+    ("mala", 3, 1),
+    ("adapt", 2, 1),
+    ("adapt, mala", 1, 2),
+    ("several pools", 3, 2),
+    ("stochastic, rejection", 1, 2),
+    ("draw, auto, several samples per chain", 2, 1),
+    ("draw, resample", 1, 2),
+    ("given latents", 2, 2),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "before", "after"),
-    [
-        ("imh", 1, 2),
-        ("imh", 2, 1),
-        ("auto, several samples per chain", 2, 3),
-        ("rejection", 1, 3),
-        ("rejection", 3, 1),
-        ("resample", 2, 1),
-        ("mala", 1, 2),
-        ("mala", 3, 1),
-        ("adapt", 2, 1),
-        ("adapt, mala", 1, 2),
-        ("several pools", 3, 2),
-        ("stochastic, several samples per chain", 2, 1),
-        ("stochastic, rejection", 1, 2),
-        ("draw, auto, several samples per chain", 2, 1),
-        ("draw, resample", 1, 2),
-        ("given latents", 2, 2),
-    ],
+    OTHER_PROCESSES + [pytest.param(*case, marks=pytest.mark.slow) for case in MORE_OTHER_PROCESSES],
 )
 def test_killed_and_called_again_in_other_processes(tmp_path, path, name, before, after):
     lost = before - 1
@@ -288,10 +312,13 @@ def test_ctrl_c_twice(path):
     assert differences(again(path, "imh")[0], undisturbed("imh")[0]) == []
 
 
-def test_ctrl_c_at_once_leaves_a_file_to_start_from(path):
+@pytest.mark.parametrize("n", [1, 2])
+def test_ctrl_c_at_once_leaves_a_file_to_start_from_or_none(path, n):
+    """In the call of G that tells it from others, before there is a file; in the first of the chains."""
     with pytest.raises(KeyboardInterrupt):
-        CASES["imh"].run(at_call(1, interrupt), checkpoint=path)
-    assert read(path)["parts"] == {}
+        CASES["imh"].run(at_call(n, interrupt), checkpoint=path)
+    assert path.exists() == (n == 2)
+    assert n == 1 or read(path)["parts"] == {}
     assert differences(again(path, "imh")[0], undisturbed("imh")[0]) == []
 
 
@@ -315,14 +342,14 @@ def test_a_finished_run_is_not_run_again(path, name, monkeypatch):
     monkeypatch.setattr(case, "make", _counting(case.make, clf))
     found, calls = again(path, name)
     assert differences(found, expected) == []
-    assert clf == []
-    assert calls <= 3 * len(expected)  # to decode the samples
+    assert len(clf) == probed(name)
+    assert calls <= 3 * len(expected) + probed(name)  # to decode the samples
 
 
 def _counting(make, calls):
     def counted():
         sampler = make()
-        before(sampler.clf, lambda: calls.append(1))
+        before(sampler.models.clf, lambda: calls.append(1))
         return sampler
 
     return counted
@@ -331,16 +358,16 @@ def _counting(make, calls):
 @pytest.mark.parametrize("name", CASES)
 def test_a_checkpoint_holds_no_code(path, name):
     CASES[name].run(checkpoint=path)
-    assert read(path)["s2m_sampling"] == 1
+    assert read(path)["s2m_sampling"] == module.VERSION
 
 
 def test_other_batches_may_go_on(tmp_path, path):
     for name, other in {
-        "auto": rowwise(block_steps=3, batch_size=17),
-        "rejection": rowwise(block_steps=1),
-        "several samples per chain": rowwise(block_steps=1000, batch_size=1000),
-        "stochastic": rowwise(stochastic=True, block_steps=2, batch_size=50),
-        "draw": rowwise(block_steps=3, batch_size=17),
+        "auto": rowwise(plan=Plan(block_steps=3, batch_size=17)),
+        "rejection": rowwise(plan=Plan(block_steps=1)),
+        "several samples per chain": rowwise(plan=Plan(block_steps=1000, batch_size=1000)),
+        "stochastic": rowwise(stochastic=True, plan=Plan(block_steps=2, batch_size=50)),
+        "draw": rowwise(plan=Plan(block_steps=3, batch_size=17)),
     }.items():
         file = path.with_name(name)
         kill(tmp_path, file, name, "G", 4)
@@ -361,34 +388,37 @@ def test_a_seed_that_nobody_gave_is_that_of_the_file(tmp_path, path):
 
 def test_gather_and_progress_may_differ(path, capfd):
     again(path, "imh")
-    for options in (dict(gather=True), dict(distributed=False), dict(progress=True), dict(checkpoint_every=5)):
+    for options in (dict(gather=True), dict(distributed=False), dict(progress=True), dict(every=5)):
         assert differences(again(path, "imh", **options)[0], undisturbed("imh")[0]) == []
     capfd.readouterr()
 
 
-def test_the_short_forms_take_it_too(path):
+def test_a_path_may_be_a_string(path):
     G, clf = several.models()
-    a = s2m_sample(G, clf, (0, 1), (2,), 50, 9, seed=0, checkpoint=path)
-    assert torch.equal(s2m_sample(G, clf, (0, 1), (2,), 50, 9, seed=0, checkpoint=str(path)), a)
-    assert torch.equal(S2MSampler(G, clf).sample((0, 1), (2,), 50, 9, seed=0, checkpoint=path).samples, a)
+    a = s2m_sample(G, clf, (0, 1), (2,), 50, 9, seed=0)
+    for checkpoint in (path, str(path)):
+        run = Run(checkpoint)
+        assert torch.equal(S2MSampler(G, clf).sample((0, 1), (2,), 50, 9, seed=0, run=run).samples, a)
 
 
 @pytest.mark.parametrize(("every", "expected"), [(0.0, 8), (3.0, 3), (1000.0, 1)])
 def test_it_is_written_as_often_as_asked_for(path, monkeypatch, every, expected):
-    """By a clock that goes a second a call of G: a call more in the first block, 33 steps in blocks of five."""
+    """By a clock that goes a second a call of G: one before the first block and a call more in it, 33 steps in
+    blocks of five.
+    """
     clock, writes = itertools.count(), []
     now = [0.0]
     monkeypatch.setattr(module, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     real = os.replace
     monkeypatch.setattr(os, "replace", lambda *args, **kw: writes.append(now[0]) or real(*args, **kw))
-    CASES["imh"].run(lambda: now.__setitem__(0, float(next(clock) + 1)), checkpoint=path, checkpoint_every=every)
-    assert writes[0] == 0  # before sampling
+    CASES["imh"].run(lambda: now.__setitem__(0, float(next(clock) + 1)), checkpoint=path, every=every)
+    assert writes[0] == 1  # before sampling
     assert len(writes) - 1 == expected  # and at the end
     assert all(b - a >= every for a, b in itertools.pairwise(writes[1:-1]))
 
 
 def test_a_part_that_lies_about_does_no_harm(path):
-    path.with_name(f".{path.name}.part").write_bytes(b"half a file")
+    path.with_name(f".{path.name}.123-456.part").write_bytes(b"half a file")
     assert differences(again(path, "imh")[0], undisturbed("imh")[0]) == []
     assert not list(path.parent.glob(".*"))
 
@@ -398,8 +428,8 @@ def test_time_adds_up(path):
 
     def run(hook=None):
         sampler = rowwise()
-        before(sampler.G, lambda: (time.sleep(0.05), hook and hook()))
-        return sampler.sample(0, (), 20, 40, seed=0, checkpoint=path, checkpoint_every=0.0).diagnostics
+        before(sampler.models.G, lambda: (time.sleep(0.05), hook and hook()))
+        return sampler.sample(0, (), 20, 40, seed=0, run=Run(path, every=0.0)).diagnostics
 
     with pytest.raises(ArithmeticError):
         run(at_call(7, _fail))
@@ -414,46 +444,48 @@ def weighted(*scale, **options):
 
 
 CALL = dict(targets=[((0, 1), (2,))], n_samples=20, n_steps=6, seed=1)
-CHANGES = {
-    "targets": dict(targets=[((0, 1), ())]),
-    "n_samples": dict(n_samples=21),
-    "n_steps": dict(n_steps=7),
-    "method": dict(method="rejection"),
-    "samples_per_chain": dict(samples_per_chain=2),
-    "thin": dict(thin=2),
-    "tol": dict(tol=0.02),
-    "max_steps": dict(max_steps=77),
-    "adapt": dict(adapt=True),
-    "seed": dict(seed=2),
-    "first_chain": dict(first_chain=1),
-    "proposal": dict(proposal=a_mixture()),
-    "latents": dict(latents=latents(6, 20)),
+CHANGES = {  # and what the message names
+    "targets": (dict(targets=[((0, 1), ())]), "targets"),
+    "n_samples": (dict(n_samples=21), "n_samples"),
+    "n_steps": (dict(n_steps=7), "n_steps"),
+    "method": (dict(method="rejection"), "method"),
+    "samples_per_chain": (dict(method=IMH(samples_per_chain=2)), "samples_per_chain"),
+    "thin": (dict(method=IMH(thin=2)), "thin"),
+    "tol": (dict(method=IMH(tol=0.02)), "tol"),
+    "max_steps": (dict(method=IMH(max_steps=77)), "max_steps"),
+    "adaptation": (dict(proposal=Mixture()), "proposal"),
+    "seed": (dict(seed=2), "seed"),
+    "first_chain": (dict(run=Run(first_chain=1)), "first_chain"),
+    "proposal": (dict(proposal=a_mixture()), "proposal"),
+    "latents": (dict(proposal=latents(6, 20)), "proposal"),
 }
 MODELS = {
-    "gamma": lambda: weighted(1.0, 1, 1, gamma=0.5),
-    "gamma_J": lambda: weighted(1.0, 1, 1, gamma_J=np.ones(3)),
-    "temperature": lambda: weighted(1.0, 1, 1, temperature=2),
-    "validity_temperature": lambda: weighted(1.0, 1, 1, validity_temperature=2),
+    "gamma": lambda: weighted(1.0, 1, 1, weight=MinMax(gamma=0.5)),
+    "gamma_J": lambda: weighted(1.0, 1, 1, weight=MinMax(gamma_J=np.ones(3))),
+    "temperature": lambda: weighted(1.0, 1, 1, weight=MinMax(temperature=2)),
+    "validity_temperature": lambda: weighted(1.0, 1, 1, weight=MinMax(validity_temperature=2)),
     "stochastic": lambda: weighted(1.0, 1, 1, stochastic=True),
     "G": lambda: weighted(1.0, 1, 1.5),
     "clf": lambda: S2MSampler(Weighted(1.0, 1, 1), several.NoClass()),
-    "autocast": lambda: weighted(1.0, 1, 1, autocast_dtype=torch.bfloat16),
+    "precision": lambda: weighted(1.0, 1, 1, plan=Plan(precision=torch.bfloat16)),
     "conditional": lambda: S2MSampler(lambda z, label: z, RowwiseClassifier(), z_dim=4, conditional=True),
 }
 
 
 @pytest.fixture
 def finished(path):
-    weighted(1.0, 1, 1).sample_targets(**CALL, checkpoint=path)
+    weighted(1.0, 1, 1).sample_targets(**CALL, run=Run(path))
     return path
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_another_call_is_refused_by_name(finished, name):
-    call = CALL | CHANGES[name]
+    change, named = CHANGES[name]
+    call = CALL | change
+    call["run"] = dataclasses.replace(call.get("run", Run()), checkpoint=finished)
     before = finished.read_bytes()
-    with pytest.raises(ValueError, match=rf"is of a run with {name}=.*, not .*another file") as e:
-        weighted(1.0, 1, 1).sample_targets(**call, checkpoint=finished)
+    with pytest.raises(ValueError, match=rf"is of a run with {named}=.*, not .*another file") as e:
+        weighted(1.0, 1, 1).sample_targets(**call)
     assert str(finished) in str(e.value)
     assert finished.read_bytes() == before
 
@@ -462,64 +494,64 @@ def test_another_call_is_refused_by_name(finished, name):
 def test_another_sampler_is_refused_by_name(finished, name):
     other = "G" if name == "conditional" else name
     with pytest.raises(ValueError, match=rf"is of a run with {other}="):
-        MODELS[name]().sample_targets(**CALL, checkpoint=finished)
+        MODELS[name]().sample_targets(**CALL, run=Run(finished))
 
 
 def test_another_proposal_class_is_refused(path):
-    conditional().sample(0, (), 20, 5, seed=0, checkpoint=path)
+    conditional().sample(0, (), 20, 5, seed=0, run=Run(path))
     with pytest.raises(ValueError, match="proposal_class=None, not 1"):
-        conditional().sample(0, (), 20, 5, seed=0, proposal_class=1, checkpoint=path)
+        conditional().sample(0, (), 20, 5, seed=0, proposal_class=1, run=Run(path))
 
 
 def test_another_share_of_the_prior_is_refused(path):
-    rowwise().sample(0, (), 20, 5, seed=0, checkpoint=path, proposal=a_mixture(0.3))
+    rowwise().sample(0, (), 20, 5, seed=0, run=Run(path), proposal=a_mixture(0.3))
     with pytest.raises(ValueError, match="proposal"):
-        rowwise().sample(0, (), 20, 5, seed=0, checkpoint=path, proposal=a_mixture(0.4))
+        rowwise().sample(0, (), 20, 5, seed=0, run=Run(path), proposal=a_mixture(0.4))
 
 
 def test_weights_in_another_order_are_refused(path):
-    weighted(1.0, 2, 1).sample_targets(**CALL, checkpoint=path)
+    weighted(1.0, 2, 1).sample_targets(**CALL, run=Run(path))
     with pytest.raises(ValueError, match="G="):
-        weighted(2.0, 1, 1).sample_targets(**CALL, checkpoint=path)
+        weighted(2.0, 1, 1).sample_targets(**CALL, run=Run(path))
 
 
 def test_latents_in_another_order_are_refused(path):
-    rowwise().sample(0, (), seed=0, checkpoint=path, latents=latents())
-    with pytest.raises(ValueError, match="latents="):
-        rowwise().sample(0, (), seed=0, checkpoint=path, latents=latents().flip(0))
+    rowwise().sample(0, (), seed=0, run=Run(path), proposal=latents())
+    with pytest.raises(ValueError, match="proposal="):
+        rowwise().sample(0, (), seed=0, run=Run(path), proposal=latents().flip(0))
 
 
 def test_another_number_of_numpy_is_refused(path):
-    rowwise(gamma=np.float32(0.5)).sample(0, 1, 20, 5, seed=0, checkpoint=path)
+    rowwise(weight=MinMax(gamma=np.float32(0.5))).sample(0, 1, 20, 5, seed=0, run=Run(path))
     with pytest.raises(ValueError, match="gamma="):
-        rowwise(gamma=np.float32(0.25)).sample(0, 1, 20, 5, seed=0, checkpoint=path)
+        rowwise(weight=MinMax(gamma=np.float32(0.25))).sample(0, 1, 20, 5, seed=0, run=Run(path))
 
 
 NUMPY = {
-    "gamma": (dict(gamma=np.float64(0.5)), {}),
-    "gamma of each class": (dict(gamma=list(np.ones(3))), {}),
-    "temperature": (dict(temperature=np.float64(2)), {}),
-    "tol": ({}, dict(n_steps="auto", tol=np.float64(0.1))),
-    "max_steps": ({}, dict(n_steps="auto", max_steps=np.int64(30))),
-    "samples_per_chain": ({}, dict(n_steps=5, samples_per_chain=np.int64(2))),
-    "thin": ({}, dict(n_steps=5, samples_per_chain=2, thin=np.int64(2))),
-    "first_chain": ({}, dict(n_steps=5, first_chain=np.int64(3))),
+    "gamma": (dict(weight=MinMax(gamma=np.float64(0.5))), {}),
+    "gamma of each class": (dict(weight=MinMax(gamma=list(np.ones(3)))), {}),
+    "temperature": (dict(weight=MinMax(temperature=np.float64(2))), {}),
+    "tol": ({}, dict(n_steps="auto", method=IMH(tol=np.float64(0.1)))),
+    "max_steps": ({}, dict(n_steps="auto", method=IMH(max_steps=np.int64(30)))),
+    "samples_per_chain": ({}, dict(n_steps=5, method=IMH(samples_per_chain=np.int64(2)))),
+    "thin": ({}, dict(n_steps=5, method=IMH(samples_per_chain=2, thin=np.int64(2)))),
+    "first_chain": ({}, dict(n_steps=5, run=Run(first_chain=np.int64(3)))),
 }
 GOOD_NUMPY = {
     "seed": ({}, dict(n_steps=5, seed=np.int64(3))),
     "n_steps": ({}, dict(n_steps=np.int64(5))),
     "n_samples": ({}, dict(n_steps=5, n_samples=np.int64(20))),
     "targets": ({}, dict(n_steps=5, targets=[(np.array([0, 1]), np.int64(2))])),
-    "gamma array": (dict(gamma=np.ones(3)), dict(n_steps=5)),
+    "gamma array": (dict(weight=MinMax(gamma=np.ones(3))), dict(n_steps=5)),
 }
 
 
 @pytest.mark.parametrize("name", [*GOOD_NUMPY, *NUMPY])
 def test_numbers_of_numpy_are_numbers(path, name):
     of_sampler, call = (GOOD_NUMPY | NUMPY)[name]
-    call = dict(targets=[((0, 1), (2,))], n_samples=20, seed=1, n_steps=5) | call
-    first = rowwise(**of_sampler).sample_targets(**call, checkpoint=path)[0]
-    second = rowwise(**of_sampler).sample_targets(**call, checkpoint=path)[0]
+    call = dict(targets=[((0, 1), (2,))], n_samples=20, seed=1, n_steps=5, run=Run()) | call
+    call["run"] = dataclasses.replace(call["run"], checkpoint=path)
+    first, second = (rowwise(**of_sampler).sample_targets(**call)[0] for _ in range(2))
     assert all(torch.equal(getattr(first, row), getattr(second, row)) for row in FIELDS)
 
 
@@ -571,10 +603,11 @@ def test_a_damaged_file_is_refused_by_name(path, damage):
     "state",
     [
         {"a": 1},
-        {"s2m_sampling": 2},
+        {"s2m_sampling": module.VERSION + 1},
         [1, 2],
         torch.zeros(2),
-        {"s2m_sampling": 1},
+        {"s2m_sampling": module.VERSION},
+        {"s2m_sampling": module.VERSION - 1, "call": {}, "parts": {}},
     ],
     ids=str,
 )

@@ -12,9 +12,9 @@ import several
 import torch
 import torch.distributed as dist
 from several import CASES, CONVOLUTIONAL, DIFFERENT, SHARED, Children, child, differences, rowwise
-from toys import FIELDS
+from toys import FIELDS, RowwiseClassifier, RowwiseGenerator
 
-from spml_fast import S2MSampler, s2m_sample
+from spml_fast import Mixture, Run, S2MSampler, s2m_sample
 from spml_fast.sampling import processes
 
 pytestmark = [
@@ -53,7 +53,7 @@ def torchrun(*arguments, n=2, seconds=120):
 def everything(tmp_path_factory):
     """{number of processes: folder of what each saved}: two of torchrun, three of a server."""
     folder = tmp_path_factory.mktemp("processes")
-    three = Children(folder / "3", 3, several.run_and_be_absent, folder / "3")
+    three = Children(folder / "3", 3, several.run_and_be_absent, folder / "3", limit=2 * several.LIMIT)
     (folder / "2").mkdir()
     status, stderr, _ = torchrun("script", folder / "2")
     assert status == 0, stderr
@@ -74,20 +74,23 @@ def found(request, everything):
 # --- the bits of one process ----------------------------------------------------------------------
 
 
-def of_rank(expected, rank, size):
+def of_rank(expected, rank, size, first_chain=0):
     """The rows of a result of one process that are of chains of process ``rank``."""
     n_chains = expected["diagnostics"]["n_chains"]
-    first, end = rank * n_chains // size, (rank + 1) * n_chains // size
+    first, end = (first_chain + of * n_chains // size for of in (rank, rank + 1))
     mine = (expected["chains"] >= first) & (expected["chains"] < end)
     return expected | {name: expected[name][mine] for name in FIELDS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARED)
 def test_the_same_bits_as_one_process(name, found):
     expected = SHARED[name].run()
+    first_chain = SHARED[name].call.get("run", Run()).first_chain
     for rank, got in enumerate(found):
+        share = [of_rank(result, rank, len(found), first_chain) for result in expected]
         assert differences(got[name, True], expected) == []
-        assert differences(got[name, False], [of_rank(result, rank, len(found)) for result in expected]) == []
+        assert differences(got[name, False], share) == []
 
 
 def test_cases_cover_what_they_say():
@@ -101,16 +104,7 @@ def test_cases_cover_what_they_say():
     assert all(result["chains"].numel() == 0 for result in SHARED["imh, no support"].run())
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "mala, one step",
-        "no empty batch, imh",
-        "no empty batch, rejection",
-        "no empty batch, resample",
-        "no empty batch, mala",
-    ],
-)
+@pytest.mark.parametrize("name", several.SPECIAL)
 def test_special_cases(tmp_path, name):
     statuses, said = child(tmp_path, several.run_special, tmp_path, name, size=3)
     assert statuses == [0, 0, 0], said
@@ -120,12 +114,14 @@ def test_special_cases(tmp_path, name):
         assert differences(got[False], [of_rank(result, rank, 3) for result in expected]) == []
 
 
+@pytest.mark.slow
 def test_adapt_itself(found):
     expected = several.adapted()
     for got in found:
         assert differences(got["adapted"], expected) == []
 
 
+@pytest.mark.slow
 def test_convolutions_agree_but_for_rounding(found):
     expected = CONVOLUTIONAL.run()
     for got in found:
@@ -137,6 +133,7 @@ def test_convolutions_agree_but_for_rounding(found):
             torch.testing.assert_close(a["samples"][same], b["samples"][same], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_seed_that_nobody_gave_is_one_seed(found):
     for got in found:
         assert differences(got["no seed"], found[0]["no seed"]) == []
@@ -144,6 +141,7 @@ def test_a_seed_that_nobody_gave_is_one_seed(found):
     assert differences(found[0]["no seed"], CASES["imh"].run(seed=None)) == []
 
 
+@pytest.mark.slow
 def test_they_were_several(found):
     assert [got["group"] for got in found] == [(rank, len(found), "gloo") for rank in range(len(found))]
 
@@ -151,32 +149,40 @@ def test_they_were_several(found):
 # --- calls that are not the same ------------------------------------------------------------------
 
 
+OF_PROPOSAL = {"mixture", "latents", "n_chains", "n_components", "target"}
+"""Differences that show in what ``proposal`` is."""
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_other_arguments_are_refused_by_name_in_every_process(name, everything):
     for different in saved(everything[2], "different", 2):
         assert different[name] is not None, "no error"
         kind, message = different[name]
         assert kind == "ValueError"
-        assert f" {name} is " in message.replace("targets is", "target is" if name == "target" else "targets is")
+        assert f" {'proposal' if name in OF_PROPOSAL else name} is " in message
+        assert name in message or name in {"latents", "target"}
         assert "process 1" in message
         assert "process 0" in message
         assert "distributed=False" in message
 
 
+@pytest.mark.slow
 def test_another_share_of_the_prior_is_refused(everything):
-    _undescribed(everything, "proposal")
+    _undescribed(everything, "proposal", "proposal")
 
 
-@pytest.mark.parametrize("name", ["G", "latents"])
-def test_numbers_in_another_order_are_refused(everything, name):
-    _undescribed(everything, name)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "named"), [("G", "G"), ("latents", "proposal")])
+def test_numbers_in_another_order_are_refused(everything, name, named):
+    _undescribed(everything, name, named)
 
 
-def _undescribed(everything, name):
+def _undescribed(everything, name, named):
     for different in saved(everything[2], "undescribed", 2):
         assert different[name] is not None, "no error"
         assert different[name][0] == "ValueError"
-        assert f" {name} is " in different[name][1]
+        assert f" {named} is " in different[name][1]
 
 
 STARTS = {
@@ -215,6 +221,7 @@ def test_calls_that_would_part_the_processes(name, named, apart):
 # --- processes that do not come, or are lost ------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3])
 def test_a_process_that_does_not_come_is_named(everything, n):
     *others, last = saved(everything[n], "absent", n)
@@ -235,6 +242,7 @@ def test_a_process_that_does_not_come_to_the_first_call(apart):
     assert "not all processes came" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("end", "said"), [("die", "Signal 9 (SIGKILL)"), ("fail", "ArithmeticError: G is broken in process 1")]
 )
@@ -270,7 +278,11 @@ def test_an_exception_in_one_process_reaches_the_others(tmp_path):
     children = Children(tmp_path, 2, several.fail_alone, tmp_path)
     assert children.end() == [0, 1]
     assert "ArithmeticError: G is broken in process 1" in children.said(1)
-    assert torch.load(tmp_path / "lost0.pt")[0][0] == "LostProcessError"
+    kind, message = torch.load(tmp_path / "lost0.pt")[0]
+    assert kind == "FailedProcessError"
+    assert message == (
+        "S2M sampling in process 0 of 2 ends because process 1 failed: ArithmeticError: G is broken in process 1"
+    )
 
 
 # --- Ctrl-C, groups, and who speaks ---------------------------------------------------------------
@@ -317,7 +329,7 @@ def test_a_group_that_is_there_is_used_and_left(tmp_path):
         assert got["works"] == 1
         assert differences(got["together"], expected) == []
         assert differences(got["share"], [of_rank(result, rank, 2) for result in expected]) == []
-        assert differences(got["s2m_sample"], s2m_sample(*several.models(), (0, 1), (2,), 50, 9, seed=0)) == []
+        assert differences(got["gathered"], s2m_sample(*several.models(), (0, 1), (2,), 50, 9, seed=0)) == []
     assert differences(found[1]["alone"], expected) == []
     assert found[0]["alone"] is None
     assert found[1]["seconds alone"] < 2  # the other one slept longer
@@ -329,6 +341,21 @@ def test_a_group_that_its_owner_ends_is_gone(tmp_path):
     statuses, said = child(tmp_path, several.leave_groups, tmp_path, size=2)
     assert statuses == [0, 0], said
     assert saved(tmp_path, "threads", 2) == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("made_by", ["caller", "sampler", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_a_group_that_was_destroyed_and_made_again(tmp_path, made_by):
+    """With a store of the group's own; torchrun's store is one for all groups."""
+    if made_by == "torchrun":
+        status, stderr, _ = torchrun("groups_again", tmp_path)
+        assert status == 0, stderr
+    else:
+        statuses, said = child(tmp_path, several.groups_again, tmp_path, made_by, size=2, limit=20)
+        assert statuses == [0, 0], said
+    expected = CASES["imh"].run()
+    for found in saved(tmp_path, "groups", 2):
+        for again in found:
+            assert differences(again, expected) == []
 
 
 def test_a_group_of_one_is_no_group(tmp_path):
@@ -344,6 +371,7 @@ def test_a_process_by_itself_makes_no_group():
     assert processes.processes_of(True).size == 1
 
 
+@pytest.mark.slow
 def test_only_the_first_process_speaks(everything):
     first, second = ((everything[2] / f"stderr{rank}.txt").read_text() for rank in range(2))
     assert second == ""
@@ -353,8 +381,13 @@ def test_only_the_first_process_speaks(everything):
     assert first.count("never met the support of +0+1-2") == 1
 
 
-def test_samplers_with_one_process_are_not_slowed_by_descriptions(monkeypatch):
+def test_samplers_with_one_process_are_not_slowed_by_descriptions():
     """One process without a checkpoint has nothing to compare its models with."""
-    monkeypatch.setattr(S2MSampler, "_describe", lambda *_, **__: pytest.fail("described"))
-    rowwise().sample(0, (), 10, 5)
-    rowwise().adapt((0, 1), n_chains=64)
+
+    class Undescribed(RowwiseGenerator):
+        def state_dict(self, *_, **__):
+            pytest.fail("described")
+
+    sampler = S2MSampler(Undescribed(), RowwiseClassifier())
+    sampler.sample(0, (), 10, 5)
+    sampler.adapt((0, 1), how=Mixture(n_chains=64))
