@@ -202,6 +202,7 @@ class _PoolRun:
             if (steps := -negative) > 0:
                 self.kernel.accept(self.problem, self.state, offer.first(steps))
                 self.done += steps
+                self.driver.bar.update(steps * self.shard.n)
                 self.proposal_state = self.problem.proposal.state(self.done)
                 if self.done == steps or self.problem.models.device.type == "cpu":
                     # On a GPU only once the run is over or before it gets going.

@@ -306,9 +306,9 @@ class S2MSampler:
                 return processes.from_first(lambda: drawn)
 
             total = None
-            if call.n_steps is not None and (call.kernel.automatic or len(call.joint_classes) == 1):
+            if call.n_steps is not None:
                 steps = call.schedule().expected_steps + call.kernel.start_steps
-                total = steps * call.n_chains * len(self._pools(call)) // processes.size
+                total = steps * Shard(call.n_chains, processes).n * len(self._pools(call))
             bar = tqdm(
                 total=total,
                 desc="S2M sampling",
@@ -336,7 +336,7 @@ class S2MSampler:
             problem = Problem(
                 joint_classes=tuple(call.joint_classes[t] for t in members),
                 weight=self.weight,
-                models=self.models.given(label, driver.bar.update),
+                models=self.models.given(label),
                 proposal=self._proposal(call, shard, first_chain, adapted),
                 shard=shard,
                 seed=call.seed,
