@@ -148,7 +148,8 @@ class Driver:
         Raises:
             KeyboardInterrupt: Ctrl-C came before the first step.
         """
-        return _PoolRun(self, kernel, problem, schedule, name).results()
+        with torch.inference_mode(False):  # a caller's, in which no kernel could follow gradients
+            return _PoolRun(self, kernel, problem, schedule, name).results()
 
 
 class _PoolRun:
