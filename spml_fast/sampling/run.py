@@ -361,7 +361,7 @@ class _PoolRun:
 
     def _diagnostics(self, chosen: Draws) -> list[Diagnostics]:
         kernel, schedule, n_chains = self.kernel, self.schedule, self.shard.n_chains
-        steps = max(self.done - kernel.start_steps, 0)
+        steps = self.done - kernel.start_steps if self.done > kernel.start_steps else self.done
         burn_in = min(steps, schedule.burn_in or steps)  # an interrupted run may not have come so far
         thin = schedule.thin or burn_in
         total, generator, classifier = self.clock.read()

@@ -183,14 +183,14 @@ class MALA(Kernel):
     ) -> list[dict[str, Any]]:
         found = summaries(problem, state.start.chains, min(at, START_STEPS))
         if at <= START_STEPS:
-            return [fields | {"n_steps": at} for fields in found]
+            return found
         n = (at - START_STEPS) * problem.shard.n_chains
         shares = problem.gather(state.counts, 2).double().sum(2) / n
         trace = torch.stack(state.trace) if state.trace else torch.zeros(0, *state.log_weight.shape)
         trace = problem.gather(trace, 2).numpy()
         for t, fields in enumerate(found):
             if not state.met[t]:
-                fields["n_steps"] = START_STEPS
+                fields |= {"n_steps": START_STEPS, "burn_in": START_STEPS}
                 continue
             ess, r_hat = mixing(trace[:, t])
             fields |= {
