@@ -252,7 +252,9 @@ def test_what_is_never_met_has_no_sample():
     assert never.log_weights.shape == never.chains.shape == (0,)
     d = never.diagnostics
     assert (d.method, d.n_samples, d.chains_without_support, d.tv_bound) == ("mala", 0, 20, None)
+    assert (d.n_steps, d.burn_in, d.interrupted) == (START_STEPS, START_STEPS, False)
     assert len(met.samples) == 20
+    assert met.diagnostics.n_steps == 30
 
 
 # --- the step size --------------------------------------------------------------------------------
@@ -498,9 +500,12 @@ def test_a_generator_that_keeps_what_it_computes():
     assert_same(mala(rowwise(Lazy()), I, J), mala(rowwise(), I, J))
 
 
-def test_progress_counts_every_proposal(capsys):
-    rowwise().sample_targets([((0,), ()), ((1,), ())], 50, 20, method="mala", seed=0, progress=True)
-    assert "100%" in capsys.readouterr().err
+@pytest.mark.parametrize("targets", [[((0,), ())], [((0,), ()), ((1,), ())]])
+def test_progress_counts_the_steps_of_all_chains(targets, capsys):
+    rowwise().sample_targets(targets, 50, 20, method="mala", seed=0, progress=True)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "100%" in last
+    assert "| 1.80k/1.80k [" in last  # 50 chains, 16 + 20 steps
 
 
 def test_adapted_starts():
@@ -696,6 +701,14 @@ def test_infinite_logits_are_an_error_at_any_step(bad, logit, at):
     """The README: NaN or infinite logits are an error that names the step."""
     with pytest.raises(ValueError, match=f"NaN or infinite logits at Langevin step {max(at - 2, 0)}"):
         mala(rowwise(clf=Broken(bad, at, logit)), (0,), ())
+
+
+def test_models_that_fail_in_a_later_targets_gradients():
+    """One error for all, whichever target's chains meet it."""
+    clf = Broken(math.nan, 4)  # the first target's start and move, the second's start, and its move
+    with pytest.raises(ValueError, match="NaN or infinite logits at Langevin step 0"):
+        rowwise(clf=clf).sample_targets([((0,), ()), ((1,), ())], 20, 9, method="mala", seed=0)
+    assert clf.calls == 4
 
 
 class MovedEdge(Edge):
