@@ -318,14 +318,39 @@ def test_the_global_generators_are_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_targets_of_one_call_equal_separate_calls():
-    targets = [((0,), ()), (I, J), ((2,), (0,))]
+POOLS = {
+    # A sampler, and targets: of one pool, of one that holds a target which is never met, and of one a label.
+    "unconditional": (rowwise, [((0,), ()), (I, J), ((2,), (0,))]),
+    "one is never met": (
+        lambda **options: S2MSampler(LineGenerator(), Edge(50.0), **options),
+        [((1,), (0,)), ((0,), (1,)), ((1,), ())],
+    ),
+    "conditional": (
+        functools.partial(gaussian, conditional=True),
+        [((0,), ()), ((1,), (0,)), ((0, 1), (2,)), ((2,), ()), ((1, 2), ())],
+    ),
+}
+
+
+@pytest.mark.parametrize("proposal", [None, "drawn"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_targets_of_one_call_equal_separate_calls(pool, proposal):
+    make, targets = POOLS[pool]
     method = MALA(samples_per_chain=2)
-    together = rowwise().sample_targets(targets, 40, 20, method=method, seed=3)
-    for target, result in zip(targets, together, strict=True):
-        alone = mala(rowwise(), *target, 40, 20, seed=3, samples_per_chain=2)
-        assert_same(result, alone)
-        assert counts_only(result.diagnostics) == counts_only(alone.diagnostics)
+
+    def draw(n, generator):
+        z = torch.randn(n, make().models.z_shape[0], generator=generator, dtype=make().models.dtype)
+        return 1.1 * z, (1.1 * z).square().sum(1) / -2 + z.square().sum(1) / 2
+
+    options = dict(method=method, seed=3, proposal=draw if proposal else None)
+    together = make().sample_targets(targets, 40, 20, **options)
+    turned = make(plan=Plan(batch_size=17)).sample_targets(targets[::-1], 40, 20, **options)[::-1]
+    for target, result, other in zip(targets, together, turned, strict=True):
+        alone = make().sample(*target, 40, 20, **options)
+        for found in (result, other):
+            assert_same(found, alone)
+            assert counts_only(found.diagnostics) == counts_only(alone.diagnostics)
+    assert sum(len(result.samples) > 0 for result in together) == len(targets) - (pool == "one is never met")
 
 
 def test_one_chain():
@@ -767,6 +792,7 @@ def test_anticorrelated_chains_are_bounded():
 def test_constant_chains():
     assert mixing(np.full((50, 4), 2.5)) == (0.0, math.inf)
     assert mixing(np.tile([1.0, 2.0, 3.0], (50, 1))) == (0.0, math.inf)
+    assert mixing(np.repeat([1.0, 2.0], 25)[:, None]) == (0.0, math.inf)  # one jump, between its halves
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
@@ -829,6 +855,41 @@ def test_mixing_is_that_of_the_formulas(steps, chains, phi, apart, seed, scale, 
     assert mixing(trace + shift) == pytest.approx(found, rel=1e-4)
     half = steps // 2
     assert 0 < found[0] <= math.log10(2 * half * chains) + 1e-9
+
+
+class Needle(nn.Module):
+    """Attribute 0 only within 1e-9 of 0.5, which no Langevin step hits."""
+
+    def forward(self, x):
+        has = torch.where((x[:, 0] - 0.5).abs() < 1e-9, 5.0, -5.0) + 0 * x[:, 0]
+        return torch.stack([has, 0 * has], 1), 0 * has
+
+
+def at_the_needle(n, generator):
+    return torch.full((n, 1), 0.5, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n_chains", [1, 20])
+def test_chains_that_are_stuck_say_so(n_chains):
+    result = mala(S2MSampler(LineGenerator(), Needle()), 0, 1, n_chains, 40, proposal=at_the_needle)
+    d = result.diagnostics
+    assert (result.samples == 0.5).all()
+    assert (d.acceptance_rate, d.support_rate, d.ess_per_proposal, d.r_hat) == (0, 0, 0, math.inf)
+
+
+@pytest.mark.parametrize(("n_steps", "tells"), [(1, False), (2, False), (6, False), (7, False), (8, True)])
+def test_chains_too_short_to_tell_are_not_stuck(n_steps, tells):
+    """Four steps after warm-up, which is the first half, tell."""
+    stuck = mala(S2MSampler(LineGenerator(), Needle()), 0, 1, 20, n_steps, proposal=at_the_needle).diagnostics
+    moving = mala(gaussian(), (0,), (), 20, n_steps).diagnostics
+    if tells:
+        assert (stuck.r_hat, stuck.ess_per_proposal) == (math.inf, 0)
+        assert 0.5 < moving.r_hat < 3
+        assert moving.ess_per_proposal > 0
+    else:
+        assert stuck.r_hat is moving.r_hat is None
+        assert math.isnan(stuck.ess_per_proposal)
+        assert math.isnan(moving.ess_per_proposal)
 
 
 def test_the_density_of_latents_has_to_be_known():
