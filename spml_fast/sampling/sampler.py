@@ -426,6 +426,11 @@ class S2MSampler:
                 "proposal must be a LatentMixture, a Mixture, latents, or a function draw(n, generator), "
                 f"got {proposal!r}"
             )
+        if isinstance(proposal, Mixture) and (proposal.n_components or 0) > proposal.n_chains:
+            raise ValueError(
+                f"n_components={proposal.n_components} components cannot be fitted to "
+                f"n_chains={proposal.n_chains} samples"
+            )
         if isinstance(proposal, LatentMixture) and proposal.dim != math.prod(self.models.z_shape):
             raise ValueError(
                 f"the mixture is of latents of {proposal.dim} numbers, G takes {math.prod(self.models.z_shape)}"

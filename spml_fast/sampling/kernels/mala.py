@@ -240,8 +240,8 @@ class MALA(Kernel):
                 _, output = problem.models.classify(leaf.view(-1, *problem.models.z_shape).clone())
                 if not all(torch.isfinite(part).all() for part in output if part is not None):
                     raise ValueError(
-                        f"clf returned NaN or infinite logits at Langevin step {at - START_STEPS}; every logit must "
-                        "be finite"
+                        f"clf returned NaN or infinite logits at Langevin step {at - START_STEPS}; every logit "
+                        "must be finite"
                     )
                 log_weight = problem.weights(output).differentiable(target, output)
                 gradient = None
