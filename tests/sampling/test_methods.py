@@ -3,9 +3,11 @@
 Statistical tests: fixed seeds, level 1e-3.
 """
 
+import functools
 import json
 import math
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -45,6 +47,7 @@ from spml_fast import (
     s2m_sample,
 )
 from spml_fast.sampling import SamplingWarning
+from spml_fast.sampling import run as loop
 from spml_fast.sampling.kernels import pooled
 from spml_fast.sampling.kernels.pooled import RESAMPLING_BIAS, accepted, rejection_uniforms, resampled
 
@@ -113,6 +116,51 @@ def test_expected_counts_are_the_weights(log_weights, n):
     counts = sum(np.bincount(picked_of(log_weights, n, u), minlength=len(log_weights)) for u in grid) / len(grid)
     weights = np.exp(log_weights - log_weights.max())
     np.testing.assert_allclose(counts, n * weights / weights.sum(), atol=4e-3 * n)
+
+
+def all_at_once(log_weights, n, uniform):
+    """The indices that are resampled, by one sum over all weights."""
+    if (log_weights == -math.inf).all():
+        return np.zeros(0, dtype=int)
+    sums = np.cumsum(np.exp(log_weights.astype(np.float64) - log_weights.max()))
+    teeth = (np.arange(n) + uniform) / n * sums[-1]
+    return np.minimum(np.searchsorted(sums, teeth, side="right"), np.flatnonzero(log_weights > -math.inf)[-1])
+
+
+cuts_of_60 = st.sets(st.integers(1, 59))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    log_weights=log_weights_lists,
+    dtype=st.sampled_from([np.float32, np.float64]),
+    n=st.integers(1, 200),
+    uniform=st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from([0.0, 2**-33, 1 - 2**-33, 1 - 2**-53])),
+    cuts=cuts_of_60,
+)
+def test_resampling_from_blocks_is_resampling_from_all_at_once(log_weights, dtype, n, uniform, cuts):
+    """Bit for bit: sums are carried from one block to the next."""
+    log_weights = np.array(log_weights, dtype)
+    blocks = np.split(log_weights, sorted(cut for cut in cuts if cut < len(log_weights)))
+    expected = all_at_once(log_weights, n, uniform)
+    assert np.array_equal(picked_of(log_weights, n, uniform), expected)
+    assert np.array_equal(resampled(lambda: iter(blocks), n, uniform), expected)
+
+
+def test_resampling_holds_few_blocks_at_a_time():
+    alive, most = weakref.WeakValueDictionary(), []
+
+    def blocks():
+        for number in range(20):
+            block = np.linspace(-3, 0, 1000) + number % 3
+            alive[number] = block
+            most.append(len(alive))
+            yield block
+            del block
+
+    assert len(resampled(blocks, 500, 0.3)) == 500
+    assert len(most) == 60
+    assert max(most) < 5
 
 
 @settings(deadline=None, max_examples=200)
@@ -419,6 +467,59 @@ def test_same_samples_whatever_the_batches(method, n_steps):
         got = rowwise(plan=plan).sample(I, J, 50, n_steps, method=method, seed=1)
         assert_same(got, expected)
         assert counts_only(got.diagnostics) == counts_only(expected.diagnostics)
+
+
+def cut(method, cuts):
+    """The method, with blocks of steps that end at ``cuts``; and the lengths of the blocks it chose from."""
+    seen = []
+
+    class Cut(METHODS[method]):
+        def propose(self, problem, state, at, n):
+            return super().propose(problem, state, at, min([n, *(end - at for end in cuts if end > at)]))
+
+        def draws(self, problem, state, at):
+            seen.append([len(weights[0]) for weights in state.log_weights])
+            return super().draws(problem, state, at)
+
+    return Cut(), seen
+
+
+@functools.cache
+def in_one_block(method, stochastic):
+    kernel, seen = cut(method, ())
+    result = rowwise(stochastic=stochastic).sample_targets(TARGETS, 50, 60, method=kernel, seed=1)
+    assert seen == [[60]]
+    return result
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    method=st.sampled_from(list(METHODS)),
+    cuts=cuts_of_60,
+    batch_size=st.sampled_from([None, 7, 64]),
+    stochastic=st.booleans(),
+)
+def test_samples_are_the_same_for_any_blocks(method, cuts, batch_size, stochastic):
+    kernel, seen = cut(method, cuts)
+    sampler = rowwise(stochastic=stochastic, plan=Plan(batch_size=batch_size))
+    results = sampler.sample_targets(TARGETS, 50, 60, method=kernel, seed=1)
+    assert seen == [np.diff([0, *sorted(cuts), 60]).tolist()]
+    for result, expected in zip(results, in_one_block(method, stochastic), strict=True):
+        assert_same(result, expected)
+        assert counts_only(result.diagnostics) == counts_only(expected.diagnostics)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_blocks_that_end_with_the_time_change_nothing(method, monkeypatch):
+    """Of one step each, or of as many as a batch holds."""
+    expected = in_one_block(method, False)
+    monkeypatch.setattr(loop, "BLOCK_SECONDS", 0.0)
+    for batch_size, lengths in ((30, {1, 2}), (175, {3, 4})):
+        kernel, seen = cut(method, ())
+        results = rowwise(plan=Plan(batch_size=batch_size)).sample_targets(TARGETS, 50, 60, method=kernel, seed=1)
+        assert set(seen[0][:-1]) <= lengths
+        for result, other in zip(results, expected, strict=True):
+            assert_same(result, other)
 
 
 def test_rejection_has_no_row_twice_and_resampling_may():
