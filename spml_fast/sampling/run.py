@@ -171,8 +171,8 @@ class _PoolRun:
         with torch.no_grad():
             self._restore()
             while self.schedule.next is not None and not self.interrupted:
-                self._advance(self.kernel.start_steps + self.schedule.next)
-                if self.interrupted:
+                self._advance(to := self.kernel.start_steps + self.schedule.next)
+                if self.done < to:  # Ctrl-C
                     break
                 looks = self.schedule.looks
                 if self.schedule.arrive(self.kernel.needed(self.problem, self.state, self.done) if looks else 0.0):
