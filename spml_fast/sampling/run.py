@@ -178,10 +178,10 @@ class _PoolRun:
                 if self.schedule.arrive(self.kernel.needed(self.problem, self.state, self.done) if looks else 0.0):
                     self._take()
             self.kernel.check(self.problem, self.state)
-            if self.interrupted and self.done == 0:
-                raise KeyboardInterrupt
             self._save()
             self._end_if_terminated()
+            if self.interrupted and self.done == 0:
+                raise KeyboardInterrupt
             if not self.samples:  # Ctrl-C came first: what the chains have by now
                 self._take()
             return self._collect()
