@@ -142,7 +142,7 @@ class Case:
         """As plain values. ``hook`` is called before every call of G."""
         sampler = self.make()
         if hook is not None:
-            before(sampler.G, hook)
+            before(sampler.models.G, hook)
         of_run = {name: options.pop(name) for name in OF_RUN if name in options}
         given = isinstance(self.call.get("proposal"), torch.Tensor)
         call = {"seed": 5, "n_samples": None if given else 101} | self.call | options
