@@ -421,7 +421,8 @@ class S2MSampler:
             raise ValueError("method='mala' follows gradients through G, which must not draw noise of its own")
         proposal = call.proposal
         known = (LatentMixture, Mixture, Tensor)
-        if proposal is not None and not isinstance(proposal, known) and not callable(proposal):
+        drawing = callable(proposal) and not isinstance(proposal, type)  # not Mixture for Mixture()
+        if proposal is not None and not isinstance(proposal, known) and not drawing:
             raise TypeError(
                 "proposal must be a LatentMixture, a Mixture, latents, or a function draw(n, generator), "
                 f"got {proposal!r}"

@@ -301,7 +301,7 @@ def test_options_of_a_mixture_that_are_right():
     assert Mixture(n_chains=300) == Mixture(n_chains=300) != Mixture(n_chains=301)
 
 
-NOT_MIXTURES = [dict(n_chains=300), "full", True, 3, [Mixture()]]
+NOT_MIXTURES = [Mixture, dict(n_chains=300), "full", True, 3, [Mixture()]]
 
 
 @pytest.mark.parametrize("proposal", NOT_MIXTURES)

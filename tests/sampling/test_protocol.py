@@ -120,7 +120,7 @@ def line(tilt=1.0):
 
 
 def p_of(kernel, tilt=1.0, n_samples=4000, n_steps=60):
-    """Of the Kolmogorov-Smirnov test against the joint class, N(tilt, 1)."""
+    """The p-value of the Kolmogorov-Smirnov test against the joint class, N(tilt, 1)."""
     x = line(tilt).sample(0, (), n_samples, n_steps, method=kernel, seed=2).samples[:, 0]
     return stats.kstest(x.numpy(), stats.norm(tilt, 1).cdf).pvalue
 
@@ -205,7 +205,7 @@ def test_samples_are_states_of_the_long_chain():
 
 
 def test_chains_without_a_state_have_no_sample():
-    never, met = several.S2MSampler(RowwiseGenerator(), several.NoClass()).sample_targets(
+    never, met = S2MSampler(RowwiseGenerator(), several.NoClass()).sample_targets(
         [(0, 1), (0, ())], 30, 9, method=RandomWalk(), seed=0
     )
     assert never.samples.shape == (0, 3)
