@@ -90,9 +90,9 @@ class Models:
         double = parameter is not None and parameter.dtype == torch.float64
         self.dtype = torch.float64 if double else torch.float32  # of the latents
 
-    def given(self, label: int | None, on_rows: Callable[[int], object] = lambda n: None) -> BatchedModels:
-        """The models with G given ``label`` (None: unconditional); ``on_rows(n)`` follows each n proposals."""
-        return BatchedModels(self, label, on_rows)
+    def given(self, label: int | None) -> BatchedModels:
+        """The models with G given ``label`` (None: unconditional)."""
+        return BatchedModels(self, label)
 
 
 class BatchedModels:
@@ -102,8 +102,8 @@ class BatchedModels:
         batch_size: rows in a batch, None until the first x was seen.
     """
 
-    def __init__(self, models: Models, label: int | None, on_rows: Callable[[int], object]) -> None:
-        self.models, self.label, self.on_rows = models, label, on_rows
+    def __init__(self, models: Models, label: int | None) -> None:
+        self.models, self.label = models, label
         self.z_shape, self.stochastic = models.z_shape, models.stochastic
         self.device, self.dtype = models.device, models.dtype
         self.batch_size = models.plan.batch_size
@@ -152,7 +152,6 @@ class BatchedModels:
             kind = "cpu" if x.device.type == "cpu" else "cuda"
             per_batch = 2 ** int(math.log2(max(1, BATCH_ELEMENTS[kind] // max(1, x[0].numel()))))
             self.batch_size = min(max(per_batch, FIRST_BATCH), BATCH_ROWS[kind])
-        self.on_rows(z.shape[0])
         return x, output
 
     def generate(self, z: Tensor) -> Tensor:

@@ -148,7 +148,8 @@ class Driver:
         Raises:
             KeyboardInterrupt: Ctrl-C came before the first step.
         """
-        return _PoolRun(self, kernel, problem, schedule, name).results()
+        with torch.inference_mode(False):  # a caller's, in which no kernel could follow gradients
+            return _PoolRun(self, kernel, problem, schedule, name).results()
 
 
 class _PoolRun:
@@ -170,17 +171,17 @@ class _PoolRun:
         with torch.no_grad():
             self._restore()
             while self.schedule.next is not None and not self.interrupted:
-                self._advance(self.kernel.start_steps + self.schedule.next)
-                if self.interrupted:
+                self._advance(to := self.kernel.start_steps + self.schedule.next)
+                if self.done < to:  # Ctrl-C
                     break
                 looks = self.schedule.looks
                 if self.schedule.arrive(self.kernel.needed(self.problem, self.state, self.done) if looks else 0.0):
                     self._take()
             self.kernel.check(self.problem, self.state)
-            if self.interrupted and self.done == 0:
-                raise KeyboardInterrupt
             self._save()
             self._end_if_terminated()
+            if self.interrupted and self.done == 0:
+                raise KeyboardInterrupt
             if not self.samples:  # Ctrl-C came first: what the chains have by now
                 self._take()
             return self._collect()
@@ -202,6 +203,7 @@ class _PoolRun:
             if (steps := -negative) > 0:
                 self.kernel.accept(self.problem, self.state, offer.first(steps))
                 self.done += steps
+                self.driver.bar.update(steps * self.shard.n)
                 self.proposal_state = self.problem.proposal.state(self.done)
                 if self.done == steps or self.problem.models.device.type == "cpu":
                     # On a GPU only once the run is over or before it gets going.
@@ -362,7 +364,7 @@ class _PoolRun:
 
     def _diagnostics(self, chosen: Draws) -> list[Diagnostics]:
         kernel, schedule, n_chains = self.kernel, self.schedule, self.shard.n_chains
-        steps = max(self.done - kernel.start_steps, 0)
+        steps = self.done - kernel.start_steps if self.done > kernel.start_steps else self.done
         burn_in = min(steps, schedule.burn_in or steps)  # an interrupted run may not have come so far
         thin = schedule.thin or burn_in
         total, generator, classifier = self.clock.read()

@@ -306,9 +306,9 @@ class S2MSampler:
                 return processes.from_first(lambda: drawn)
 
             total = None
-            if call.n_steps is not None and (call.kernel.automatic or len(call.joint_classes) == 1):
+            if call.n_steps is not None:
                 steps = call.schedule().expected_steps + call.kernel.start_steps
-                total = steps * call.n_chains * len(self._pools(call)) // processes.size
+                total = steps * Shard(call.n_chains, processes).n * len(self._pools(call))
             bar = tqdm(
                 total=total,
                 desc="S2M sampling",
@@ -337,7 +337,7 @@ class S2MSampler:
             problem = Problem(
                 joint_classes=tuple(call.joint_classes[t] for t in members),
                 weight=self.weight,
-                models=self.models.given(label, driver.bar.update),
+                models=self.models.given(label),
                 proposal=self._proposal(call, shard, first_chain, adapted),
                 shard=shard,
                 seed=call.seed,
@@ -422,10 +422,16 @@ class S2MSampler:
             raise ValueError("method='mala' follows gradients through G, which must not draw noise of its own")
         proposal = call.proposal
         known = (LatentMixture, Mixture, Tensor)
-        if proposal is not None and not isinstance(proposal, known) and not callable(proposal):
+        drawing = callable(proposal) and not isinstance(proposal, type)  # not Mixture for Mixture()
+        if proposal is not None and not isinstance(proposal, known) and not drawing:
             raise TypeError(
                 "proposal must be a LatentMixture, a Mixture, latents, or a function draw(n, generator), "
                 f"got {proposal!r}"
+            )
+        if isinstance(proposal, Mixture) and (proposal.n_components or 0) > proposal.n_chains:
+            raise ValueError(
+                f"n_components={proposal.n_components} components cannot be fitted to "
+                f"n_chains={proposal.n_chains} samples"
             )
         if isinstance(proposal, LatentMixture) and proposal.dim != math.prod(self.models.z_shape):
             raise ValueError(

@@ -232,7 +232,7 @@ class MinMaxWeights:
         """(T, B) of B proposals; ``log_correction`` (B,) is added, log p_z(z) - log p~_z(z)."""
         class_logits, fake, validity = output
         rest = (*self.targets, self.proposal_class)
-        return _ops.s2m_log_weight(class_logits, validity, fake, log_correction, *rest)
+        return _ops.s2m_log_weight(class_logits, validity, fake, self._as_weights(log_correction), *rest)
 
     def scan(
         self,
@@ -252,11 +252,15 @@ class MinMaxWeights:
             self.targets,
             fake_class_logits=fake,
             proposal_class=self.proposal_class,
-            log_correction=log_correction,
+            log_correction=self._as_weights(log_correction),
             seed=seed,
             first_chain=first_chain,
             first_step=first_step,
         )
+
+    def _as_weights(self, log_correction: Tensor | None) -> Tensor | None:
+        """In the dtype of the weights: proposals compute theirs in float64."""
+        return None if log_correction is None else log_correction.to(self.targets.log_gamma.dtype)
 
     def differentiable(self, target: int, output: ClassifierOutput) -> Tensor:
         """(B,) log weights of one target, through which gradients flow to the logits."""

@@ -4,6 +4,7 @@ Statistical tests: fixed seeds, level 1e-3.
 """
 
 import contextlib
+import functools
 import math
 import warnings
 
@@ -13,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from spml_fast.sampling.mixture import MixtureProposal
+from several import RareClassifier
 from test_exactness import chi_square_p
 from threadpoolctl import threadpool_limits
 from torch import distributions, nn
@@ -23,18 +24,21 @@ from toys import (
     RowwiseClassifier,
     RowwiseGenerator,
     assert_same,
+    counts_only,
     discrete,
     gaussian_marginal_cdfs,
     true_joint_class,
 )
 
-from spml_fast import LatentMixture, S2MSampler, _ops
-from spml_fast.sampling import AdaptationPath, JointClass, SamplingWarning, mixture
+from spml_fast import LatentMixture, MinMax, Mixture, Plan, Run, S2MSampler, _ops
+from spml_fast.sampling import AdaptationPath, JointClass, SamplingWarning, adaptation
 from spml_fast.sampling.adaptation import candidates
+from spml_fast.sampling.proposals import MixtureProposal, mixture
 
 LEVEL = 1e-3
 pytestmark = pytest.mark.filterwarnings("ignore:.*never met the support")
 COVARIANCES = ["diag", "full"]
+BAD = (2.0, 2.5, True, "2", [2])
 P = 0.3
 THRESHOLD = 0.5244  # P(z > THRESHOLD) = 0.3
 
@@ -177,7 +181,7 @@ def test_the_share_of_the_prior_bounds_the_correction(prior_share, z, mean, scal
 @pytest.mark.parametrize("k", [1, 3])
 def test_bic_finds_the_number_of_components(k, covariance):
     z = three_blobs(k=k, seed=k)
-    mixture = LatentMixture.fit(z, covariance=covariance)
+    mixture = LatentMixture.fit(z, Mixture(covariance=covariance))
     assert len(mixture.weights) == k
     assert len(mixture.bic) == 5
     assert int(np.argmin(mixture.bic)) == k - 1
@@ -191,19 +195,19 @@ def test_bic_finds_the_number_of_components(k, covariance):
 def test_given_components_and_their_shapes():
     z = torch.randn(100, 2, 2)
     for k in (1, 4):
-        diag, full = (LatentMixture.fit(z, n_components=k, covariance=c) for c in COVARIANCES)
+        diag, full = (LatentMixture.fit(z, Mixture(n_components=k, covariance=c)) for c in COVARIANCES)
         assert (diag.scales.shape, full.scales.shape) == ((k, 4), (k, 4, 4))
         assert full.means.shape == (k, 4)
         assert diag.dim == 4
         assert diag.bic == ()
         assert torch.equal(full.scales, full.scales.tril())
-    assert len(LatentMixture.fit(z, max_components=2).bic) == 2
+    assert len(LatentMixture.fit(z, Mixture(max_components=2)).bic) == 2
 
 
 def test_a_full_covariance_is_that_of_the_latents():
     mix = torch.tensor([[1.0, 0, 0], [0.9, 0.3, 0], [-0.5, 0.2, 0.8]], dtype=torch.float64)
     z = torch.randn(20_000, 3, dtype=torch.float64) @ mix.T
-    mixture = LatentMixture.fit(z, n_components=1, covariance="full")
+    mixture = LatentMixture.fit(z, Mixture(n_components=1, covariance="full"))
     expected = torch.cov(z.T, correction=0) + 1e-3 * torch.eye(3)  # the floor under the variances
     torch.testing.assert_close(mixture.scales[0] @ mixture.scales[0].T, expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(mixture.means[0], z.mean(0))
@@ -212,11 +216,11 @@ def test_a_full_covariance_is_that_of_the_latents():
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_fit_is_the_same_again_and_with_any_number_of_threads(covariance, threads):
     z = torch.from_numpy(three_blobs(2000, dim=8, seed=5)).float()
-    first = LatentMixture.fit(z, covariance=covariance, seed=3)
+    first = LatentMixture.fit(z, Mixture(covariance=covariance), seed=3)
     for n in (1, 2):
         threads(n)
         with threadpool_limits(n):
-            again = LatentMixture.fit(z.numpy(), covariance=covariance, seed=3)
+            again = LatentMixture.fit(z.numpy(), Mixture(covariance=covariance), seed=3)
         assert same_mixture(first, again)
         assert first.bic == again.bic
     LatentMixture.fit(z, seed=2**64 - 1)
@@ -229,13 +233,13 @@ def test_fit_is_the_same_again_and_with_any_number_of_threads(covariance, thread
 def test_repeated_latents(distinct, covariance):
     """Chains that rarely accept leave a few latents many times."""
     z = torch.randn(distinct, 6).repeat(200, 1)
-    mixture = LatentMixture.fit(z, covariance=covariance)
+    mixture = LatentMixture.fit(z, Mixture(covariance=covariance))
     spread = mixture.scales if covariance == "diag" else mixture.scales.diagonal(dim1=1, dim2=2)
     assert all(torch.isfinite(part).all() for part in (mixture.weights, mixture.means, mixture.scales))
     assert (spread > 0.03).all()  # no spike: sqrt(1e-3)
     drawn = mixture.place(torch.randn(100, 6).double(), torch.rand(100).double())
     assert torch.isfinite(mixture.log_correction(drawn)).all()
-    two = LatentMixture.fit(torch.zeros(2, 3), covariance=covariance)
+    two = LatentMixture.fit(torch.zeros(2, 3), Mixture(covariance=covariance))
     assert torch.isfinite(two.log_correction(torch.randn(5, 3))).all()
 
 
@@ -246,29 +250,157 @@ def test_repeated_latents(distinct, covariance):
         (np.zeros((0, 3)), {}, "at least two latents, got 0"),
         (np.array([[0.0, 1.0], [np.nan, 0.0]]), {}, "must be finite"),
         (np.array([[0.0, 1.0], [np.inf, 0.0]]), {}, "must be finite"),
-        (np.eye(5), dict(prior_share=0), "prior_share must be more than 0 and at most 1, got 0"),
-        (np.eye(5), dict(prior_share=1.5), "prior_share must be more than 0 and at most 1, got 1.5"),
-        (np.eye(5), dict(prior_share=-0.1), "prior_share must be"),
-        (np.eye(5), dict(prior_share=math.nan), "prior_share must be"),
-        (np.eye(5), dict(covariance="tied"), "covariance must be one of diag, full, got 'tied'"),
-        (np.eye(5), dict(n_components=0), "n_components must be between 1 and the 5 latents, got 0"),
-        (np.eye(5), dict(n_components=6), "n_components must be between 1 and the 5 latents, got 6"),
+        (np.eye(5), dict(n_components=6), "n_components must be at most the number of latents, 5, got 6"),
     ],
 )
 def test_bad_fits(z, options, message):
     with pytest.raises(ValueError, match=message):
-        LatentMixture.fit(z, **options)
+        LatentMixture.fit(z, Mixture(**options))
 
 
-def test_no_components_at_all_is_an_error():
-    with pytest.raises(ValueError, match="max_components"):
-        LatentMixture.fit(np.eye(5), max_components=0)
+COUNTS = ("n_chains", "max_steps", "n_components", "max_components")
 
 
-def test_a_mixture_made_by_hand_is_checked():
-    one = torch.ones(1, dtype=torch.float64)
-    with pytest.raises(ValueError, match="prior_share must be"):
-        LatentMixture(one, one[None], one[None], 0.0)
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        *(({name: 0}, ValueError, f"{name} must be between") for name in COUNTS),
+        *(({name: -3}, ValueError, f"{name} must be between") for name in COUNTS),
+        *(({name: 2**63}, ValueError, f"{name} must be between") for name in COUNTS),
+        *(({name: value}, TypeError, f"{name} must be an integer, got") for name in COUNTS for value in BAD),
+        (dict(n_chains=1), ValueError, "n_chains must be between 2 and .*, got 1"),
+        *(({name: None}, TypeError, f"{name} must be an integer, got None") for name in COUNTS[:2]),
+        (dict(max_components=None), TypeError, "max_components must be an integer, got None"),
+        *(
+            (dict(covariance=value), ValueError, f"covariance must be one of diag, full, got {value!r}")
+            for value in ("x", "tied", "Diag", None, 1, True)
+        ),
+        *(
+            (dict(prior_share=value), ValueError, f"prior_share must be more than 0 and at most 1, got {value}")
+            for value in (0, 1.5, -0.1, math.nan, math.inf, 2)
+        ),
+        *(
+            (dict(prior_share=value), TypeError, "prior_share must be a number more than 0 and at most 1, got")
+            for value in (True, False, "0.1", None, [0.1])
+        ),
+    ],
+)
+def test_options_of_a_mixture_are_checked_when_it_is_made(options, error, message):
+    """Before anything is drawn."""
+    with pytest.raises(error, match=message):
+        Mixture(**options)
+
+
+def test_options_of_a_mixture_that_are_right():
+    Mixture()
+    how = Mixture(np.int64(2), np.int32(1), 1, 1, "full", 1)
+    assert (how.n_chains, how.max_steps, how.prior_share) == (2, 1, 1)
+    assert Mixture(n_components=None).n_components is None
+    for prior_share in (1e-9, np.float32(0.5), 1.0):
+        assert Mixture(prior_share=prior_share).prior_share == prior_share
+    assert Mixture(n_chains=300) == Mixture(n_chains=300) != Mixture(n_chains=301)
+
+
+NOT_MIXTURES = [Mixture, dict(n_chains=300), "full", True, 3, [Mixture()]]
+
+
+@pytest.mark.parametrize("proposal", NOT_MIXTURES)
+def test_what_is_no_proposal_is_an_error_before_anything_is_drawn(proposal):
+    sampler = six()
+    with pytest.raises(TypeError, match="proposal must be a LatentMixture, a Mixture, latents, or a function"):
+        sampler.sample((0, 1, 2), (), 100, 20, proposal=proposal)
+    with pytest.raises(TypeError, match=r"how must be a spml_fast\.Mixture, got"):
+        sampler.adapt((0, 1, 2), how=proposal)
+    assert sampler.models.G.rows == 0
+
+
+def test_more_components_than_samples_to_fit_them_to_are_an_error_before_anything_is_drawn():
+    sampler, how = six(), Mixture(n_chains=30, n_components=31)
+    for call in (lambda: sampler.sample(0, proposal=how), lambda: sampler.adapt(0, how=how)):
+        with pytest.raises(ValueError, match="n_components=31 components cannot be fitted to n_chains=30 samples"):
+            call()
+    assert sampler.models.G.rows == 0
+    assert len(LatentMixture.fit(torch.randn(40, 2), how).weights) == 31  # of more latents they can
+
+
+# --- a mixture made by hand -----------------------------------------------------------------------
+
+
+def double(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+EYE = torch.eye(2, dtype=torch.float64).expand(2, 2, 2)
+COVARIANCE = torch.tensor([[1.0, 0.4], [0.4, 0.7]], dtype=torch.float64).expand(2, 2, 2)
+RIGHT = dict(weights=double(0.4, 0.6), means=torch.zeros(2, 2).double(), scales=torch.ones(2, 2).double())
+NAN = torch.full((2, 2), math.nan, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("parts", "error", "message"),
+    [
+        (dict(weights=double(0.4, 0.5)), ValueError, r"must sum to 1, got .*\(sum 0.9\)"),
+        (dict(weights=double(0.4, 0.7)), ValueError, r"must sum to 1, got .*\(sum 1.1\)"),
+        (dict(weights=double(4, 6)), ValueError, r"must sum to 1, got .*\(sum 10\)"),
+        (dict(weights=double(0.4, 0.6001)), ValueError, "must sum to 1"),
+        (dict(weights=double(0, 0)), ValueError, "must sum to 1"),
+        (dict(weights=double(-0.5, 1.5)), ValueError, "weights must not be negative"),
+        (dict(weights=double(math.nan, 1)), ValueError, "weights must be finite"),
+        (dict(weights=double(math.inf, 0)), ValueError, "weights must be finite"),
+        (dict(means=NAN), ValueError, "means must be finite"),
+        (dict(scales=NAN), ValueError, "scales must be finite"),
+        (dict(scales=EYE / 0), ValueError, "scales must be finite"),
+        (dict(scales=RIGHT["scales"] * 0), ValueError, "standard deviations must be positive, got 0"),
+        (dict(scales=-RIGHT["scales"]), ValueError, "standard deviations must be positive, got -1"),
+        (dict(scales=double([1, 1], [1, -1e-9])), ValueError, "standard deviations must be positive, got -1e-09"),
+        (dict(scales=-EYE), ValueError, "diagonals of the Cholesky factors must be positive, got -1"),
+        (dict(scales=0 * EYE), ValueError, "diagonals of the Cholesky factors must be positive, got 0"),
+        (dict(scales=COVARIANCE), ValueError, r"lower Cholesky factors .* torch.linalg.cholesky\(covariances\)"),
+        (dict(scales=torch.linalg.cholesky(COVARIANCE).mT), ValueError, "lower Cholesky factors"),
+        (dict(weights=double(1)), ValueError, r"expected weights \(K,\).* got weights \(1,\), means \(2, 2\)"),
+        (dict(weights=double([0.4, 0.6])), ValueError, r"expected weights \(K,\).* got weights \(1, 2\)"),
+        (dict(means=torch.zeros(2).double()), ValueError, r"means \(K, D\).* means \(2,\)"),
+        (dict(means=torch.zeros(2, 3).double()), ValueError, r"means \(2, 3\), scales \(2, 2\)"),
+        (dict(scales=torch.ones(2).double()), ValueError, r"scales \(K, D\) or \(K, D, D\), got .*scales \(2,\)"),
+        (dict(scales=torch.ones(2, 3).double()), ValueError, r"got .*scales \(2, 3\)"),
+        (dict(scales=torch.ones(1, 2).double()), ValueError, r"got .*scales \(1, 2\)"),
+        (dict(scales=torch.ones(2, 2, 1).double()), ValueError, r"got .*scales \(2, 2, 1\)"),
+        (
+            dict(weights=double(), means=torch.zeros(0, 2).double(), scales=torch.ones(0, 2).double()),
+            ValueError,
+            r"means \(0, 2\)",
+        ),
+        (dict(weights=[0.4, 0.6]), TypeError, "weights must be a floating-point tensor, got list"),
+        (dict(means=np.zeros((2, 2))), TypeError, "means must be a floating-point tensor, got ndarray"),
+        (
+            dict(scales=torch.ones(2, 2).long()),
+            TypeError,
+            "scales must be a floating-point tensor, got torch.int64",
+        ),
+        (dict(prior_share=0.0), ValueError, "prior_share must be more than 0 and at most 1, got 0"),
+        (dict(prior_share=math.nan), ValueError, "prior_share must be more than 0 and at most 1, got nan"),
+        (dict(prior_share=True), TypeError, "prior_share must be a number"),
+    ],
+)
+def test_a_mixture_made_by_hand_is_checked(parts, error, message):
+    with pytest.raises(error, match=message):
+        LatentMixture(**RIGHT | parts)
+
+
+@settings(deadline=None, max_examples=200)
+@given(logits=st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=300))
+def test_weights_that_sum_to_one_within_rounding_are_right(logits):
+    weights = torch.tensor(logits).softmax(0)
+    k = len(logits)
+    mixture = LatentMixture(weights, torch.zeros(k, 1), torch.ones(k, 1))
+    z = torch.linspace(-3, 3, 7)[:, None]
+    torch.testing.assert_close(mixture.log_correction(z), torch.zeros(7), rtol=0, atol=1e-5)
+
+
+def test_mixtures_made_by_hand_that_are_right():
+    for scales in (RIGHT["scales"], EYE, torch.linalg.cholesky(COVARIANCE), 1e-6 * EYE):
+        assert LatentMixture(**RIGHT | {"scales": scales}).dim == 2
+    assert LatentMixture(double(0, 1), RIGHT["means"], RIGHT["scales"], 1).prior_share == 1
 
 
 # --- draws by number ------------------------------------------------------------------------------
@@ -278,16 +410,17 @@ def test_a_mixture_made_by_hand_is_checked():
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_blocks_of_any_size_and_recall_agree(covariance, dtype, device):
     mixture = a_mixture(covariance)
-    proposal = MixtureProposal(mixture, (4,), 23, 9, dtype=dtype, device=device)
-    whole, log_weights = proposal.block(0, 12)
+    chains = torch.arange(23, device=device)
+    proposal = MixtureProposal(mixture, (4,), chains, 9, dtype)
+    whole, log_weights = proposal.rows(0, 12 * 23)
     assert whole.shape == (12 * 23, 4)
     assert (whole.dtype, log_weights.dtype) == (dtype, torch.float64)
     assert whole.device.type == device.type
     if device.type == "cpu":  # of the latents as G gets them, rounded
         assert torch.equal(log_weights, mixture.log_correction(whole))
-    for sizes in ([1] * 12, [5, 7], [11, 1], [4, 4, 4]):
-        starts = np.cumsum([0, *sizes[:-1]])
-        blocks = [proposal.block(int(start), size) for start, size in zip(starts, sizes, strict=True)]
+    for sizes in ([23] * 12, [5, 7, 12 * 23 - 12], [253, 23], [92, 92, 92], [1, 24, 251]):
+        ends = np.cumsum(sizes).tolist()
+        blocks = [proposal.rows(end - size, end) for end, size in zip(ends, sizes, strict=True)]
         assert torch.equal(torch.cat([z for z, _ in blocks]), whole)
         torch.testing.assert_close(torch.cat([w for _, w in blocks]), log_weights, rtol=1e-14, atol=1e-14)
     order = torch.randperm(12 * 23, device=device)
@@ -300,14 +433,14 @@ def test_blocks_of_any_size_and_recall_agree(covariance, dtype, device):
 def test_log_weights_do_not_depend_on_the_blocks():
     """As S2MSampler says of its results: to the last bit, whatever block_steps is."""
     for n_chains in range(23, 83):
-        proposal = MixtureProposal(a_mixture(), (4,), n_chains, 9)
-        steps = torch.cat([proposal.block(step, 1)[1] for step in range(12)])
-        assert torch.equal(steps, proposal.block(0, 12)[1])
+        proposal = MixtureProposal(a_mixture(), (4,), torch.arange(n_chains), 9)
+        steps = torch.cat([proposal.rows(step * n_chains, (step + 1) * n_chains)[1] for step in range(12)])
+        assert torch.equal(steps, proposal.rows(0, 12 * n_chains)[1])
 
 
 def test_float32_draws_are_the_float64_draws_rounded():
     wide, narrow = (
-        MixtureProposal(a_mixture(), (4,), 50, 3, dtype=dtype).block(0, 5)[0]
+        MixtureProposal(a_mixture(), (4,), torch.arange(50), 3, dtype).rows(0, 250)[0]
         for dtype in (torch.float64, torch.float32)
     )
     assert torch.equal(wide.float(), narrow)
@@ -315,19 +448,20 @@ def test_float32_draws_are_the_float64_draws_rounded():
 
 def test_chains_are_numbered():
     mixture = a_mixture()
-    all_chains, log_weights = MixtureProposal(mixture, (4,), 30, 5).block(2, 3)
-    some, some_weights = MixtureProposal(mixture, (4,), 7, 5, first_chain=11).block(2, 3)
+    all_chains, log_weights = MixtureProposal(mixture, (4,), torch.arange(30), 5).rows(60, 150)
+    proposal = MixtureProposal(mixture, (4,), torch.arange(11, 18), 5)
+    some, some_weights = proposal.rows(14, 35)
     assert torch.equal(some.view(3, 7, 4), all_chains.view(3, 30, 4)[:, 11:18])
     assert torch.equal(some_weights.view(3, 7), log_weights.view(3, 30)[:, 11:18])
-    recalled = MixtureProposal(mixture, (4,), 7, 5, first_chain=11).recall(torch.tensor([3]), torch.tensor([4]))
+    recalled = proposal.recall(torch.tensor([3]), torch.tensor([4]))
     assert torch.equal(recalled[0], some.view(3, 7, 4)[2, 3])
-    assert not torch.equal(MixtureProposal(mixture, (4,), 30, 6).block(2, 3)[0], all_chains)
+    assert not torch.equal(MixtureProposal(mixture, (4,), torch.arange(30), 6).rows(60, 150)[0], all_chains)
 
 
 def test_latents_of_several_dimensions():
-    flat, log_weights = MixtureProposal(a_mixture(dim=6), (6,), 10, 1).block(0, 4)
-    proposal = MixtureProposal(a_mixture(dim=6), (2, 3), 10, 1)
-    shaped, shaped_weights = proposal.block(0, 4)
+    flat, log_weights = MixtureProposal(a_mixture(dim=6), (6,), torch.arange(10), 1).rows(0, 40)
+    proposal = MixtureProposal(a_mixture(dim=6), (2, 3), torch.arange(10), 1)
+    shaped, shaped_weights = proposal.rows(0, 40)
     assert torch.equal(shaped, flat.view(40, 2, 3))
     assert torch.equal(shaped_weights, log_weights)
     assert torch.equal(proposal.recall(torch.arange(10), torch.zeros(10).long()), shaped[:10])
@@ -343,7 +477,7 @@ def test_latents_of_several_dimensions():
 
 def test_a_mixture_of_other_latents_is_an_error():
     with pytest.raises(ValueError, match="the mixture is of latents of 4 numbers, G takes 6"):
-        MixtureProposal(a_mixture(), (2, 3), 10, 0)
+        MixtureProposal(a_mixture(), (2, 3), torch.arange(10), 0)
     with pytest.raises(ValueError, match="the mixture is of latents of 5 numbers, G takes 4"):
         S2MSampler(RowwiseGenerator(), RowwiseClassifier()).sample(0, 1, 5, 5, proposal=a_mixture(dim=5))
 
@@ -353,7 +487,8 @@ def component_tables(seed, n_chains=500, n_steps=200):
     weights = torch.full((4,), 0.25, dtype=torch.float64)
     means = 100 * torch.arange(1, 5, dtype=torch.float64)[:, None]
     mixture = LatentMixture(weights, means, torch.ones(4, 1, dtype=torch.float64), 0.2)
-    z, _ = MixtureProposal(mixture, (1,), n_chains, seed, dtype=torch.float64).block(0, n_steps)
+    proposal = MixtureProposal(mixture, (1,), torch.arange(n_chains), seed, torch.float64)
+    z, _ = proposal.rows(0, n_steps * n_chains)
     component = (z[:, 0] / 100).round().long()
     normals = z[:, 0] - 100 * component
     steps, chains = (
@@ -384,8 +519,8 @@ N_DRAWS = 100_000
 
 @pytest.fixture
 def adapt_all(monkeypatch):
-    """adapt=True adapts to every target, however well the prior serves it."""
-    monkeypatch.setattr("spml_fast.sampling.adaptation.WELL_SERVED", 2.0)
+    """Proposals are adapted to every target, however well the prior serves it."""
+    monkeypatch.setattr(adaptation, "KEEP_PRIOR_ESS", 2.0)
 
 
 def bias(result):
@@ -401,43 +536,44 @@ def bias(result):
 
 def exact_p(sampler, I, J, *, n_steps=60, **options):
     result = sampler.sample(I, J, N_DRAWS, n_steps, seed=21, **options)
-    if options.get("adapt"):
+    if isinstance(options.get("proposal"), Mixture):
         assert result.adaptation is not None
     assert bias(result) < 1e-4
     assert len(result.samples) == N_DRAWS
     return chi_square_p(result.samples[:, 0].numpy(), true_joint_class(I, J), result.log_weights.dtype)
 
 
-@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("covariance", ["diag", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("I", "J"), [((0,), (1, 2)), ((0, 1, 2), ())])
 def test_discrete_with_a_fitted_mixture(I, J, covariance):
     sampler = discrete()
     latents = sampler.sample(I, J, 500, 20, seed=1).latents
-    mixture = LatentMixture.fit(latents, covariance=covariance)
+    mixture = LatentMixture.fit(latents, Mixture(covariance=covariance))
     assert exact_p(sampler, I, J, proposal=mixture) > LEVEL
 
 
 @pytest.mark.parametrize(("I", "J", "order"), [((0, 1), (2,), (1, 2, 0)), ((1, 2), (0,), None)])
 def test_discrete_with_repeated_adaptation(I, J, order, monkeypatch):
-    monkeypatch.setattr("spml_fast.sampling.adaptation.OFTEN_ENOUGH", 2.0)  # one attribute at a time
+    monkeypatch.setattr(adaptation, "DIRECT_FIT_ESS", 2.0)  # one attribute at a time
     sampler = discrete()
-    path = sampler.adapt(I, J, order=order, n_chains=300, seed=4)
+    path = sampler.adapt(I, J, Mixture(n_chains=300), order=order, seed=4)
     assert len(path.stages) == 3
     assert exact_p(sampler, I, J, proposal=path.mixture) > LEVEL
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_discrete_with_adapt(dtype, adapt_all):
-    assert exact_p(discrete(dtype), (0, 1, 2), (), adapt=True) > LEVEL
+    assert exact_p(discrete(dtype), (0, 1, 2), (), proposal=Mixture()) > LEVEL
 
 
-@pytest.mark.parametrize("how", ["adapt", "path"])
+@pytest.mark.parametrize("how", ["adapt", pytest.param("path", marks=pytest.mark.slow)])
 def test_discrete_with_adapted_conditional_proposals(how, adapt_all):
     sampler = discrete(conditional=True)
     if how == "adapt":
-        assert exact_p(sampler, (1, 2), (0,), adapt=True, n_steps=80) > LEVEL
+        assert exact_p(sampler, (1, 2), (0,), proposal=Mixture(), n_steps=80) > LEVEL
     else:
-        mixture = sampler.adapt((1, 2), (0,), proposal_class=2, n_chains=300, seed=5, covariance="full").mixture
+        how = Mixture(n_chains=300, covariance="full")
+        mixture = sampler.adapt((1, 2), (0,), how, proposal_class=2, seed=5).mixture
         assert exact_p(sampler, (1, 2), (0,), proposal=mixture, proposal_class=2, n_steps=80) > LEVEL
 
 
@@ -453,9 +589,9 @@ def test_a_dropped_correction_is_caught(conditional, monkeypatch):
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_gaussian_with_an_adapted_proposal(covariance):
     gamma = np.array([1.0, 1.5, 0.8])
-    sampler = S2MSampler(GaussianGenerator(), GaussianClassifier(), gamma=gamma)
+    sampler = S2MSampler(GaussianGenerator(), GaussianClassifier(), weight=MinMax(gamma=gamma))
     I, J = (0, 1), (2,)
-    mixture = sampler.adapt(I, J, n_chains=1000, seed=2, covariance=covariance).mixture
+    mixture = sampler.adapt(I, J, Mixture(n_chains=1000, covariance=covariance), seed=2).mixture
     result = sampler.sample(I, J, N_DRAWS // 2, 60, seed=11, proposal=mixture)
     assert bias(result) < 1e-4
     directions = [(1.0, 0.0), (0.0, 1.0), (0.6, 0.8)]
@@ -505,7 +641,7 @@ def six_path():
 
 
 def assert_is_a_path(path, I, J):
-    target = JointClass.of(I, J)
+    target = JointClass(I, J)
     before = (set(), set())
     for stage in path.stages:
         now = (set(stage.joint_class.I), set(stage.joint_class.J))
@@ -545,7 +681,7 @@ def test_an_adapted_proposal_is_worth_its_stages(case, six_path):
 @pytest.mark.parametrize(("I", "J"), SIX)
 def test_six_attributes_have_truncated_normal_latents(I, J, adapt_all):
     """What the adapted run draws is exactly the prior, cut off at the thresholds: KS in every dimension."""
-    result = six().sample(I, J, 10_000, 300, seed=13, adapt=True)
+    result = six().sample(I, J, 10_000, 300, seed=13, proposal=Mixture())
     assert result.adaptation is not None
     assert bias(result) < 2e-3  # a tenth of the distance that KS sees in 10,000 draws
     x = result.samples.double().numpy()
@@ -559,7 +695,7 @@ def test_six_attributes_have_truncated_normal_latents(I, J, adapt_all):
 @pytest.mark.parametrize("order", [(4, 1, 0, 3, 5, 2), (0, 5, 3, 1, 2, 4)])
 def test_a_given_order_is_kept(order):
     I, J = SIX[1]
-    path = six().adapt(I, J, order=order, n_chains=200, seed=0)
+    path = six().adapt(I, J, Mixture(n_chains=200), order=order, seed=0)
     assert path.order == order
     assert_is_a_path(path, I, J)
     for k, stage in enumerate(path.stages, 1):
@@ -598,7 +734,7 @@ def test_the_attribute_served_best_comes_next():
 
 def test_candidates():
     target = JointClass((3, 0), (1,))
-    of = JointClass.of
+    of = JointClass
     assert candidates(target, (), None) == [of(3), of(0)]
     assert candidates(target, (0,), None) == [of((3, 0)), of(0, 1)]
     assert candidates(target, (0, 1), None) == [target]
@@ -608,17 +744,18 @@ def test_candidates():
 @pytest.mark.parametrize(("stochastic", "order"), [(False, None), (True, None), (True, (0, 1, 2, 3, 4, 5))])
 def test_proposals_are_all_that_were_made(stochastic, order):
     sampler = six(stochastic=stochastic)
-    path = sampler.adapt(range(6), order=order, n_chains=256, seed=2)
-    assert sampler.clf.rows == path.proposals
-    if stochastic:  # otherwise G decodes the winners once more
-        assert sampler.G.rows == path.proposals
+    path = sampler.adapt(range(6), how=Mixture(n_chains=256), order=order, seed=2)
+    models = sampler.models
+    assert models.clf.rows == path.proposals
+    if stochastic:  # otherwise G decodes the samples once more
+        assert models.G.rows == path.proposals
     else:
-        assert path.proposals < sampler.G.rows < 1.2 * path.proposals
+        assert path.proposals < models.G.rows < 1.2 * path.proposals
 
 
 def test_a_common_joint_class_takes_one_stage():
     for I, J in [((0,), ()), ((0, 1), ()), ((0,), (1, 2, 3))]:
-        path = six().adapt(I, J, n_chains=256, seed=0)
+        path = six().adapt(I, J, Mixture(n_chains=256), seed=0)
         assert len(path.stages) == 1
         assert_is_a_path(path, I, J)
         assert path.order == (*I, *J)
@@ -630,49 +767,44 @@ def test_an_impossible_joint_class_is_an_error():
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             with pytest.raises(ValueError, match=r"64 chains hardly met .*-1 in \d+ steps, too little to fit"):
-                sampler.adapt(I, J, n_chains=64, max_steps=50, seed=0)
+                sampler.adapt(I, J, Mixture(n_chains=64, max_steps=50), seed=0)
     with pytest.warns(SamplingWarning, match=r"1024 chains hardly met .*-1 in .*; the prior is kept"):
-        result = sampler.sample(0, 1, 10, 10, adapt=True, seed=0)
+        result = sampler.sample(0, 1, 10, 10, proposal=Mixture(), seed=0)
     assert result.adaptation is None
 
 
 def test_adapt_is_reproducible(threads):
-    path = six().adapt(*SIX[1], n_chains=128, seed=7)
+    how = Mixture(n_chains=128)
+    path = six().adapt(*SIX[1], how, seed=7)
     threads(2)
-    again = six(batch_size=3000, block_steps=7).adapt(*SIX[1], n_chains=128, seed=7)
+    again = six(plan=Plan(batch_size=3000, block_steps=7)).adapt(*SIX[1], how, seed=7)
     assert [stage.joint_class for stage in again.stages] == [stage.joint_class for stage in path.stages]
     assert again.proposals == path.proposals
     assert all(same_mixture(a.mixture, b.mixture) for a, b in zip(path.stages, again.stages, strict=True))
-    assert not same_mixture(six().adapt(*SIX[1], n_chains=128, seed=8).mixture, path.mixture)
+    assert not same_mixture(six().adapt(*SIX[1], how, seed=8).mixture, path.mixture)
     torch.manual_seed(5)
-    by_torch = six().adapt(*SIX[1], n_chains=128)
+    by_torch = six().adapt(*SIX[1], how)
     torch.manual_seed(5)
-    assert same_mixture(six().adapt(*SIX[1], n_chains=128).mixture, by_torch.mixture)
+    assert same_mixture(six().adapt(*SIX[1], how).mixture, by_torch.mixture)
 
 
 def test_stages_say_nothing_of_lost_chains():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        path = six(1.5, -1.5).adapt(0, 1, order=(0, 1), n_chains=64, max_steps=17, seed=0)
+        path = six(1.5, -1.5).adapt(0, 1, Mixture(n_chains=64, max_steps=17), order=(0, 1), seed=0)
     assert any(stage.diagnostics.chains_without_support > 0 for stage in path.stages)
 
 
 def test_options_of_the_fit_are_passed_on():
-    path = six().adapt(0, n_chains=100, seed=0, covariance="full", n_components=2, prior_share=0.4)
+    how = Mixture(n_chains=100, covariance="full", n_components=2, prior_share=0.4)
+    path = six().adapt(0, how=how, seed=0)
     assert path.mixture.scales.shape == (2, 6, 6)
     assert path.mixture.prior_share == 0.4
 
 
-@pytest.mark.parametrize(
-    "max_steps",
-    [
-        pytest.param(5),
-        16,
-        30,
-    ],
-)
+@pytest.mark.parametrize("max_steps", [5, 16, 30])
 def test_max_steps_is_a_limit(max_steps):
-    path = six().adapt(range(6), n_chains=500, max_steps=max_steps, seed=0)
+    path = six().adapt(range(6), how=Mixture(n_chains=500, max_steps=max_steps), seed=0)
     assert all(stage.diagnostics.n_steps <= max_steps for stage in path.stages)
 
 
@@ -682,37 +814,44 @@ def test_max_steps_is_a_limit(max_steps):
         (dict(I=()), ValueError, "I is empty"),
         (dict(I=(0, 1), J=1), ValueError, "index 1 is in both"),
         (dict(I=9), ValueError, "index 9 in I="),
-        (dict(I=0, n_chains=0), ValueError, "n_chains must be between"),
-        (dict(I=0, max_steps=0), ValueError, "max_steps must be between"),
-        (dict(I=0, max_steps=2.5), TypeError, "max_steps must be an integer"),
+        (dict(I=0, how="full"), TypeError, "how must be a spml_fast.Mixture, got 'full'"),
+        (dict(I=0, how=a_mixture(dim=6)), TypeError, "how must be a spml_fast.Mixture, got LatentMixture"),
+        (dict(I=0, n_chains=100), TypeError, r"takes n_chains no longer; write how=.*Mixture\(n_chains=...\)"),
+        (dict(I=0, covariance="full"), TypeError, r"write how=.*Mixture\(covariance=...\)"),
+        (dict(I=0, run=Run(first_chain=3)), ValueError, "an adaptation has no checkpoint, .* and no first chain"),
+        (dict(I=0, run=Run(checkpoint="run.pt")), ValueError, "an adaptation has no checkpoint"),
         (dict(I=0, seed=2**64), ValueError, "seed must fit"),
         (dict(I=0, proposal_class=1), ValueError, "G takes no label"),
-        (dict(I=0, covariance="tied", n_chains=64), ValueError, "covariance must be one of"),
     ],
 )
 def test_bad_arguments_of_adapt(arguments, error, message):
+    sampler = six()
     with pytest.raises(error, match=message):
-        six().adapt(**arguments)
+        sampler.adapt(**arguments)
+    if arguments["I"] != 9:  # how many classes there are is known from the first batch
+        assert sampler.models.G.rows == 0
 
 
-# --- adapt=True -----------------------------------------------------------------------------------
+# --- proposals adapted to each target ---------------------------------------------------------------
 
 
-def test_adapt_takes_the_options_of_the_method():
-    target = ((0, 1, 2), ())
-    options = dict(n_chains=300, max_steps=100, covariance="full", n_components=1)
-    result = six().sample(*target, 100, 20, seed=6, adapt=options)
+def test_options_of_the_mixture_are_those_of_its_stages():
+    how = Mixture(n_chains=300, max_steps=100, covariance="full", n_components=1)
+    result = six().sample((0, 1, 2), (), 100, 20, seed=6, proposal=how)
     (stage, *_) = result.adaptation.stages
     assert stage.diagnostics.n_chains == 300
     assert stage.mixture.scales.shape == (1, 6, 6)
-    with pytest.raises(TypeError, match="adapt: 'steps' is no option; they are covariance, "):
-        six().sample(*target, 100, 20, adapt=dict(steps=3))
+    for adapt in (True, dict(n_chains=300)):
+        with pytest.raises(TypeError, match=r"takes adapt no longer; write proposal=.*Mixture\(...\)"):
+            six().sample((0, 1, 2), (), 100, 20, adapt=adapt)
 
 
 def test_only_badly_served_targets_are_adapted():
     thresholds = (-1.0, -1.5) + (THRESHOLD,) * 4
     targets = [((0,), ()), ((2, 3, 4, 5), ()), ((0, 1), ()), ((2, 3), (4, 5))]
-    served, rare, also_served, rarer = six(*thresholds).sample_targets(targets, 200, 60, seed=6, adapt=True)
+    served, rare, also_served, rarer = six(*thresholds).sample_targets(
+        targets, 200, 60, seed=6, proposal=Mixture()
+    )
     assert served.adaptation is None
     assert also_served.adaptation is None
     assert_is_a_path(rare.adaptation, *targets[1])
@@ -730,26 +869,81 @@ def test_only_badly_served_targets_are_adapted():
         assert has[:, list(targets[t][0])].all()
         assert not has[:, list(targets[t][1])].any()
         assert result.diagnostics.ess_per_proposal > 0.05
-    again = six(*thresholds, batch_size=1000, block_steps=7).sample_targets(targets, 200, 60, seed=6, adapt=True)
+    plan = Plan(batch_size=1000, block_steps=7)
+    again = six(*thresholds, plan=plan).sample_targets(targets, 200, 60, seed=6, proposal=Mixture())
     for a, b in zip((served, rare, also_served, rarer), again, strict=True):
         assert_same(a, b)
-    shifted = six(*thresholds).sample_targets(targets, 100, 60, seed=6, adapt=True, first_chain=100)
+    run = Run(first_chain=100)
+    shifted = six(*thresholds).sample_targets(targets, 100, 60, seed=6, proposal=Mixture(), run=run)
     assert torch.equal(shifted[1].samples, rare.samples[100:])
+
+
+def assert_same_adaptation(a, b):
+    if a is None or b is None:
+        assert a is b
+        return
+    assert len(a.stages) == len(b.stages)
+    for mine, other in zip(a.stages, b.stages, strict=True):
+        assert mine.joint_class == other.joint_class
+        assert mine.proposals == other.proposals
+        assert torch.equal(mine.samples, other.samples)
+        assert same_mixture(mine.mixture, other.mixture)
+        assert counts_only(mine.diagnostics) == counts_only(other.diagnostics)
+
+
+SEVERAL = {
+    # A sampler, its targets, how many of which are adapted, and methods.
+    "some are well served": (
+        lambda **options: six(-1.0, -1.5, *[THRESHOLD] * 4, **options),
+        [((0,), ()), ((2, 3, 4), ()), ((4, 3, 2), ()), ((0, 1), ()), ((2, 3), (4, 5))],
+        3,
+        ("imh", "resample"),
+    ),
+    "with gradients": (
+        lambda **options: S2MSampler(RowwiseGenerator(), RareClassifier(), **options),
+        [((0,), ()), ((0, 1, 2), ()), ((1, 2), ())],
+        2,
+        ("rejection", "mala"),
+    ),
+    "conditional": (
+        functools.partial(discrete, conditional=True),
+        [((0, 1, 2), ()), ((1, 2), (0,)), ((0,), (1, 2))],
+        3,
+        ("imh", "resample"),
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "method"), [(name, method) for name in SEVERAL for method in SEVERAL[name][3]])
+def test_targets_of_one_call_equal_separate_calls(name, method, request):
+    """Whatever the others and their order: stages draw by a seed of their own target."""
+    make, targets, n_adapted, _ = SEVERAL[name]
+    if name == "conditional":
+        request.getfixturevalue("adapt_all")
+    how = Mixture(n_chains=128)
+
+    def run(*targets, **options):
+        return make(**options).sample_targets(targets, 50, 20, seed=6, proposal=how, method=method)
+
+    found = dict(zip(targets, run(*targets), strict=True))
+    assert sum(result.adaptation is not None for result in found.values()) == n_adapted
+    turned = targets[::-1]
+    others = [*zip(turned, run(*turned, plan=Plan(block_steps=7)), strict=True)]
+    others += [(target, *run(target)) for target in targets]
+    others += [(target, result) for target in targets for result in run(target, target)[1:]][:2]
+    for target, other in others:
+        assert_same(other, found[target])
+        assert_same_adaptation(other.adaptation, found[target].adaptation)
+        assert counts_only(other.diagnostics) == counts_only(found[target].diagnostics)
 
 
 def test_pilot_runs_do_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = six().sample(*SIX[1], 100, 200, seed=0, adapt=True)
+        result = six().sample(*SIX[1], 100, 200, seed=0, proposal=Mixture())
     assert len(result.samples) == 100
     with pytest.warns(SamplingWarning, match="never met the support"):
         six().sample(*SIX[1], 100, 200, seed=0)
-
-
-def test_adapt_and_other_proposals_exclude_each_other():
-    for other in (dict(proposal=a_mixture(dim=6)), dict(latents=torch.zeros(5, 3, 6))):
-        with pytest.raises(ValueError, match="adapt=True fits proposals itself"):
-            six().sample(0, adapt=True, **other)
 
 
 @pytest.mark.parametrize("steps", [5, 20])
@@ -767,20 +961,18 @@ def test_an_interrupted_stage_ends_the_adaptation(steps):
 
     clf = Interrupted()
     with contextlib.suppress(KeyboardInterrupt):
-        S2MSampler(Identity(), clf, block_steps=1).adapt(range(6), n_chains=256, seed=0)
+        S2MSampler(Identity(), clf, plan=Plan(block_steps=1)).adapt(range(6), how=Mixture(n_chains=256), seed=0)
     assert clf.rows == clf.stopped_at
-
-
-NEVER_MET = "weights of a pilot that never met the joint class are all alike, which reads as well served"
 
 
 def test_what_the_pilot_never_met_is_adapted():
     """p = 0.15^6, about 1e-5: 16,384 proposals hold none, and all weights are about exp(-1e4)."""
-    result = six(*[1.0364] * 6).sample(range(6), (), 100, 100, seed=0, adapt=True)
+    result = six(*[1.0364] * 6).sample(range(6), (), 100, 100, seed=0, proposal=Mixture())
     assert result.adaptation is not None
 
 
 def test_no_stage_is_fitted_to_what_it_never_met():
     """With 64 chains a first look holds 0.75 instances of all six attributes."""
-    paths = [six().adapt(range(6), n_chains=64, seed=seed) for seed in range(10)]
+    how = Mixture(n_chains=64)
+    paths = [six().adapt(range(6), how=how, seed=seed) for seed in range(10)]
     assert all(len(path.stages) > 1 for path in paths)

@@ -13,8 +13,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from spml_fast.sampling.diagnostics import mixing
-from spml_fast.sampling.langevin import START_STEPS, TARGET_ACCEPTANCE
 from torch import nn
 from toys import (
     FIELDS,
@@ -32,8 +30,11 @@ from toys import (
     rowwise,
 )
 
-from spml_fast import LatentMixture, S2MSampler, reference, s2m_sample
-from spml_fast.sampling import SamplingWarning, langevin
+from spml_fast import MALA, LatentMixture, MinMax, Mixture, Plan, Run, S2MSampler, reference, s2m_sample
+from spml_fast.sampling import SamplingWarning
+from spml_fast.sampling.kernels import mala as langevin
+from spml_fast.sampling.kernels.mala import START_STEPS, TARGET_ACCEPTANCE
+from spml_fast.sampling.statistics import mixing
 
 LEVEL = 1e-3
 pytestmark = pytest.mark.filterwarnings("ignore::spml_fast.sampling.SamplingWarning")
@@ -43,8 +44,9 @@ DIRECTIONS = ((1.0, 0.0), (0.0, 1.0), (0.6, 0.8))
 I, J = (0, 1), (2,)
 
 
-def mala(sampler, I, J=(), n_samples=50, n_steps=20, **options):
-    return sampler.sample(I, J, n_samples, n_steps, method="mala", **{"seed": 0, **options})
+def mala(sampler, I, J=(), n_samples=50, n_steps=20, samples_per_chain=1, thin=None, **options):
+    method = MALA(samples_per_chain, thin)
+    return sampler.sample(I, J, n_samples, n_steps, **{"method": method, "seed": 0, **options})
 
 
 # --- against the exact joint class ----------------------------------------------------------------
@@ -62,18 +64,20 @@ def smallest_p(x, cdfs):
     return len(DIRECTIONS) * min(stats.kstest(x @ np.array(along), cdf).pvalue for along, cdf in pairs)
 
 
-def gaussian(dtype=torch.float64, conditional=False, **options):
+def gaussian(dtype=torch.float64, conditional=False, changed=None, **options):
+    """``changed`` may change what clf returns."""
     if conditional:
-        models = ConditionalGaussianGenerator(dtype), ConditionalGaussianClassifier(dtype)
+        G, exact = ConditionalGaussianGenerator(dtype), ConditionalGaussianClassifier(dtype)
     else:
-        models = GaussianGenerator(dtype), GaussianClassifier(dtype)
-    return S2MSampler(*models, **{"gamma": GAMMA, **options})
+        G, exact = GaussianGenerator(dtype), GaussianClassifier(dtype)
+    clf = exact if changed is None else lambda x: changed(*exact(x))
+    return S2MSampler(G, clf, **{"weight": MinMax(gamma=GAMMA), **options})
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("I", "J"), [((0,), ()), ((0, 1), ()), ((0,), (2,)), ((0, 1), (2,))])
 def test_gaussian(I, J, dtype, device):
-    result = mala(gaussian(dtype, device=device), I, J, 10_000, 40, seed=11)
+    result = mala(gaussian(dtype, plan=Plan(device=device)), I, J, 10_000, 40, seed=11)
     assert len(result.samples) == 10_000
     assert result.samples.dtype == result.log_weights.dtype == dtype
     assert smallest_p(result.samples, exact_cdfs(I, J)) > LEVEL
@@ -86,9 +90,7 @@ def test_gaussian_with_conditional_proposals(I, J, label):
 
 
 def test_a_dropped_fake_class_term_is_caught():
-    sampler = gaussian(conditional=True)
-    exact = sampler.clf
-    sampler.clf = lambda x: (lambda a, fake, v: (a, 0 * fake, v))(*exact(x))
+    sampler = gaussian(conditional=True, changed=lambda a, fake, v: (a, 0 * fake, v))
     result = mala(sampler, (0, 1), (), 10_000, 40, seed=12)
     assert smallest_p(result.samples, exact_cdfs((0, 1), ())) < LEVEL
 
@@ -106,7 +108,7 @@ def test_gamma_and_temperatures(I, J):
         *GaussianClassifier()(points), I, J, log_gamma=used.log(), **temperatures
     )
     mass = (log_weight - (points / 2).square().sum(1) / 2).exp().view(601, 601)
-    x = mala(gaussian(**ratios), I, J, 10_000, 40, seed=3).samples
+    x = mala(gaussian(weight=MinMax(**ratios)), I, J, 10_000, 40, seed=3).samples
     for d in (0, 1):
         marginal = mass.sum(1 - d).numpy()
         cumulative = np.cumsum(marginal) / marginal.sum()
@@ -122,7 +124,7 @@ def test_a_dropped_max_term_is_caught():
 
 def test_a_dropped_correction_is_caught(monkeypatch):
     """The way back as likely as the way there: the drift that makes it so, at every second call."""
-    drift, forth = langevin._Point.drift, []
+    drift, forth = langevin.Points.drift, []
 
     def symmetric(self, step_size):
         if not forth:
@@ -131,22 +133,20 @@ def test_a_dropped_correction_is_caught(monkeypatch):
         z, there = forth.pop()
         return 2 * z + there - 2 * self.z
 
-    monkeypatch.setattr(langevin._Point, "drift", symmetric)
+    monkeypatch.setattr(langevin.Points, "drift", symmetric)
     result = mala(gaussian(), (0, 1), (), 10_000, 40, seed=11)
     assert smallest_p(result.samples, exact_cdfs((0, 1), ())) < LEVEL
 
 
 def test_a_dropped_prior_is_caught(monkeypatch):
-    monkeypatch.setattr(langevin._Point, "log_density", lambda self: self.log_weight.double())
+    monkeypatch.setattr(langevin.Points, "log_density", lambda self: self.log_weight.double())
     result = mala(gaussian(), (0, 1), (), 10_000, 40, seed=11)
     assert smallest_p(result.samples, exact_cdfs((0, 1), ())) < LEVEL
 
 
 def test_a_gradient_that_is_wrong_does_no_harm():
     """The drift is part of a proposal that is corrected for."""
-    sampler = gaussian()
-    exact = sampler.clf
-    sampler.clf = lambda x: (lambda a, v: (a, v.detach()))(*exact(x))
+    sampler = gaussian(changed=lambda a, v: (a, v.detach()))
     result = mala(sampler, (0, 1), (2,), 10_000, 60, seed=11)
     assert smallest_p(result.samples, exact_cdfs((0, 1), (2,))) > LEVEL
 
@@ -252,7 +252,9 @@ def test_what_is_never_met_has_no_sample():
     assert never.log_weights.shape == never.chains.shape == (0,)
     d = never.diagnostics
     assert (d.method, d.n_samples, d.chains_without_support, d.tv_bound) == ("mala", 0, 20, None)
+    assert (d.n_steps, d.burn_in, d.interrupted) == (START_STEPS, START_STEPS, False)
     assert len(met.samples) == 20
+    assert met.diagnostics.n_steps == 30
 
 
 # --- the step size --------------------------------------------------------------------------------
@@ -291,8 +293,8 @@ def test_the_trace_is_of_the_steps_after_warm_up(monkeypatch):
 @pytest.mark.parametrize("proposal", [None, lambda n, g: (torch.randn(n, 4, generator=g), torch.zeros(n))])
 def test_same_samples_whatever_the_batches(proposal):
     expected = mala(rowwise(), I, J, proposal=proposal)
-    for options in (dict(batch_size=7), dict(block_steps=1), dict(batch_size=64, block_steps=5)):
-        got = mala(rowwise(**options), I, J, proposal=proposal)
+    for plan in (Plan(batch_size=7), Plan(block_steps=1), Plan(batch_size=64, block_steps=5)):
+        got = mala(rowwise(plan=plan), I, J, proposal=proposal)
         assert_same(got, expected)
         assert counts_only(got.diagnostics) == counts_only(expected.diagnostics)
 
@@ -316,13 +318,39 @@ def test_the_global_generators_are_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_targets_of_one_call_equal_separate_calls():
-    targets = [((0,), ()), (I, J), ((2,), (0,))]
-    together = rowwise().sample_targets(targets, 40, 20, method="mala", seed=3, samples_per_chain=2)
-    for target, result in zip(targets, together, strict=True):
-        alone = mala(rowwise(), *target, 40, 20, seed=3, samples_per_chain=2)
-        assert_same(result, alone)
-        assert counts_only(result.diagnostics) == counts_only(alone.diagnostics)
+POOLS = {
+    # A sampler, and targets: of one pool, of one that holds a target which is never met, and of one a label.
+    "unconditional": (rowwise, [((0,), ()), (I, J), ((2,), (0,))]),
+    "one is never met": (
+        lambda **options: S2MSampler(LineGenerator(), Edge(50.0), **options),
+        [((1,), (0,)), ((0,), (1,)), ((1,), ())],
+    ),
+    "conditional": (
+        functools.partial(gaussian, conditional=True),
+        [((0,), ()), ((1,), (0,)), ((0, 1), (2,)), ((2,), ()), ((1, 2), ())],
+    ),
+}
+
+
+@pytest.mark.parametrize("proposal", [None, "drawn"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_targets_of_one_call_equal_separate_calls(pool, proposal):
+    make, targets = POOLS[pool]
+    method = MALA(samples_per_chain=2)
+
+    def draw(n, generator):
+        z = torch.randn(n, make().models.z_shape[0], generator=generator, dtype=make().models.dtype)
+        return 1.1 * z, (1.1 * z).square().sum(1) / -2 + z.square().sum(1) / 2
+
+    options = dict(method=method, seed=3, proposal=draw if proposal else None)
+    together = make().sample_targets(targets, 40, 20, **options)
+    turned = make(plan=Plan(batch_size=17)).sample_targets(targets[::-1], 40, 20, **options)[::-1]
+    for target, result, other in zip(targets, together, turned, strict=True):
+        alone = make().sample(*target, 40, 20, **options)
+        for found in (result, other):
+            assert_same(found, alone)
+            assert counts_only(found.diagnostics) == counts_only(alone.diagnostics)
+    assert sum(len(result.samples) > 0 for result in together) == len(targets) - (pool == "one is never met")
 
 
 def test_one_chain():
@@ -331,15 +359,23 @@ def test_one_chain():
     assert 0 <= result.diagnostics.acceptance_rate <= 1
 
 
-CONSTANT = property(lambda self: -0.5, lambda self, value: None)
+class OneStepSize(MALA):
+    """The step size is not tuned."""
+
+    def accept(self, problem, state, offer):
+        super().accept(problem, state, offer)
+        state.log_step = [-0.5] * len(state.log_step)
 
 
-def test_chains_of_any_number_agree_once_the_step_size_is_given(monkeypatch):
+def test_chains_of_any_number_agree_once_the_step_size_is_given():
     """It is tuned over all of them. Each has a state to start from here."""
-    monkeypatch.setattr(langevin.LangevinChains, "log_step", CONSTANT, raising=False)
-    many = mala(rowwise(), 0, (), 60, 30, seed=2)
-    few = mala(rowwise(), 0, (), 10, 30, seed=2, first_chain=20)
+    many = mala(rowwise(), 0, (), 60, 30, seed=2, method=OneStepSize())
+    few = mala(rowwise(), 0, (), 10, 30, seed=2, method=OneStepSize(), run=Run(first_chain=20))
+    assert many.diagnostics.step_size == few.diagnostics.step_size == math.exp(-0.5)
     assert torch.equal(few.samples, many.samples[20:30])
+    assert few.chains.tolist() == list(range(20, 30))
+    tuned = mala(rowwise(), 0, (), 10, 30, seed=2, run=Run(first_chain=20))
+    assert not torch.equal(tuned.samples, few.samples)
 
 
 def test_samples_are_states_of_the_long_chain():
@@ -370,9 +406,9 @@ def test_rows_are_cut_to_what_was_asked_for():
 def test_result_fields():
     sampler = gaussian()
     result = mala(sampler, (0,), (2,), 40, 30)
-    assert torch.equal(sampler.G(result.latents), result.samples)
+    assert torch.equal(sampler.models.G(result.latents), result.samples)
     expected = reference.s2m_log_weight(
-        *sampler.clf(result.samples), (0,), (2,), log_gamma=torch.tensor(GAMMA, dtype=torch.float64).log()
+        *sampler.models.clf(result.samples), (0,), (2,), log_gamma=torch.tensor(GAMMA, dtype=torch.float64).log()
     )
     torch.testing.assert_close(result.log_weights, expected, rtol=0, atol=1e-12)
     assert result.chains.tolist() == list(range(40))
@@ -438,7 +474,7 @@ def test_parameters_and_modes_are_left_as_they_were():
 def test_autocast():
     net = nn.Linear(4, 3)
     clf = nn.Linear(3, 4)
-    sampler = S2MSampler(net, lambda x: clf(x).split([3, 1], 1), z_dim=4, autocast_dtype=torch.bfloat16)
+    sampler = S2MSampler(net, lambda x: clf(x).split([3, 1], 1), z_dim=4, plan=Plan(precision=torch.bfloat16))
     result = mala(sampler, 0, 1, 40, 20)
     assert result.log_weights.dtype == torch.float32
     assert torch.isfinite(result.log_weights).all()
@@ -454,7 +490,7 @@ def test_memory_that_does_not_suffice_for_gradients(batch_size):
                 raise torch.OutOfMemoryError("no memory")
             return super().forward(z)
 
-    sampler = rowwise(Large(), batch_size=batch_size)
+    sampler = rowwise(Large(), plan=Plan(batch_size=batch_size))
     if batch_size:
         with pytest.raises(torch.OutOfMemoryError):
             mala(sampler, I, J)
@@ -489,15 +525,18 @@ def test_a_generator_that_keeps_what_it_computes():
     assert_same(mala(rowwise(Lazy()), I, J), mala(rowwise(), I, J))
 
 
-def test_progress_counts_every_proposal(capsys):
-    rowwise().sample_targets([((0,), ()), ((1,), ())], 50, 20, method="mala", seed=0, progress=True)
-    assert "100%" in capsys.readouterr().err
+@pytest.mark.parametrize("targets", [[((0,), ())], [((0,), ()), ((1,), ())]])
+def test_progress_counts_the_steps_of_all_chains(targets, capsys):
+    rowwise().sample_targets(targets, 50, 20, method="mala", seed=0, progress=True)
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "100%" in last
+    assert "| 1.80k/1.80k [" in last  # 50 chains, 16 + 20 steps
 
 
 def test_adapted_starts():
     """The path comes along; the chains start from the proposal that was fitted."""
     sampler = S2MSampler(LineGenerator(), Edge(2.8))
-    result = mala(sampler, 0, 1, 1000, 60, seed=3, adapt=True)
+    result = mala(sampler, 0, 1, 1000, 60, seed=3, proposal=Mixture())
     assert result.adaptation is not None
     assert stats.kstest(result.samples[:, 0].numpy(), edge_cdf(2.8)).pvalue > LEVEL
     assert_same(result, mala(sampler, 0, 1, 1000, 60, seed=3, proposal=result.adaptation.mixture))
@@ -507,19 +546,19 @@ def test_adapted_starts():
 
 
 # With one batch a step, G is called START_STEPS times for all targets, then, for each of them, once for where its
-# chains start, once a step, and once for its samples.
-STARTED = START_STEPS + 2  # calls: the start, decoding its states, the gradients there
+# chains start and once a step.
+STARTED = START_STEPS + 1  # calls: the start, the gradients there
 
 
 def interrupted(at, targets=((I, J),), **options):
-    sampler = rowwise(Interrupted(at), block_steps=1, batch_size=10**6)
+    sampler = rowwise(Interrupted(at), plan=Plan(block_steps=1, batch_size=10**6))
     try:
-        return sampler.sample_targets(targets, 60, 30, method="mala", seed=0, **options)
+        return sampler.sample_targets(targets, 60, 30, method=MALA(**options), seed=0)
     except KeyboardInterrupt:  # which would end pytest
         raise RuntimeError("Ctrl-C was not caught") from None
 
 
-@pytest.mark.parametrize("late", [0, 1, 10, 29])
+@pytest.mark.parametrize("late", [1, 10, 29])
 def test_ctrl_c_keeps_the_chains_where_they_are(late):
     (result,) = interrupted(STARTED + late)
     d = result.diagnostics
@@ -527,9 +566,29 @@ def test_ctrl_c_keeps_the_chains_where_they_are(late):
     assert (d.n_steps, d.burn_in) == (late, late)
     assert len(result.samples) == d.n_samples == 60
     assert torch.equal(RowwiseGenerator()(result.latents), result.samples)
-    if late == 0:
-        start = rowwise().sample(I, J, 60, START_STEPS, seed=0)
-        assert torch.equal(result.latents[start.chains], start.latents)
+
+
+@pytest.mark.parametrize("steps", [1, 5, START_STEPS])
+@pytest.mark.parametrize("targets", [((I, J),), (((0,), ()), (I, J))])
+def test_ctrl_c_before_the_chains_move_keeps_the_states_that_they_would_start_from(steps, targets):
+    """Those of independent Metropolis-Hastings; chains without one have no sample."""
+    results = interrupted(steps, targets)
+    expected = rowwise().sample_targets(targets, 60, steps, seed=0)
+    for result, start in zip(results, expected, strict=True):
+        assert_same(result, start)
+        d = result.diagnostics
+        assert (d.interrupted, d.method, d.tv_bound, d.r_hat, d.step_size) == (True, "mala", None, None, None)
+        counts = counts_only(start.diagnostics)
+        same = ("n_steps", "burn_in", "n_samples", "n_chains", "chains_without_support", "max_weight_ratio")
+        for name in (*same, "acceptance_rate", "support_rate", "ess_per_proposal", "log_mean_weight"):
+            assert getattr(d, name) == counts[name], name
+        assert d.proposals_per_second > 0
+
+
+@pytest.mark.parametrize("call", [START_STEPS, STARTED])
+def test_ctrl_c_in_the_first_move(call):
+    (result,) = interrupted(call)
+    assert_same(result, rowwise().sample(I, J, 60, START_STEPS, seed=0))
 
 
 @pytest.mark.parametrize(("late", "taken"), [(30, 1), (36, 1), (37, 2), (40, 2)])
@@ -549,26 +608,19 @@ def test_ctrl_c_at_the_very_start_is_raised():
 
 
 TWO = (((0,), ()), ((1,), ()))
-OF_ONE = 30 + 2  # calls of a target: where its chains start, its steps, its samples
 
 
-def test_ctrl_c_at_the_start_of_a_later_target_keeps_those_before():
-    first, _ = interrupted(START_STEPS + 1 + OF_ONE, TWO)
-    assert_same(first, mala(rowwise(), *TWO[0], 60, 30))
-
-
-def test_ctrl_c_ends_the_pool():
-    first, second = interrupted(STARTED + 5, TWO)
-    assert first.diagnostics.interrupted
-    assert second.diagnostics.n_steps < 30
-
-
-def test_ctrl_c_in_a_later_target_keeps_those_before():
-    first, second = interrupted(START_STEPS + 2 + OF_ONE + 5, TWO)
-    assert_same(first, mala(rowwise(), *TWO[0], 60, 30))
-    assert not first.diagnostics.interrupted
-    assert second.diagnostics.interrupted
-    assert second.diagnostics.n_steps == 5
+@pytest.mark.parametrize("late", [1, 5, 29])
+@pytest.mark.parametrize("second", [False, True])
+def test_ctrl_c_stops_all_targets_at_the_same_step(late, second):
+    """Whichever's proposals it comes in."""
+    results = interrupted(START_STEPS + 2 + 2 * late + second, TWO)
+    for target, result in zip(TWO, results, strict=True):
+        (alone,) = interrupted(STARTED + late, (target,))
+        assert_same(result, alone)
+        assert counts_only(result.diagnostics) == counts_only(alone.diagnostics)
+        assert result.diagnostics.interrupted
+        assert result.diagnostics.n_steps == late
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -578,7 +630,10 @@ def test_ctrl_c_in_a_later_target_keeps_those_before():
     ("options", "message"),
     [
         (dict(n_steps="auto"), "method='mala' has no bound to stop at"),
-        (dict(latents=np.zeros((5, 6, 4)), n_steps=None, n_samples=None), "given latents fix the number of steps"),
+        (
+            dict(proposal=np.zeros((5, 6, 4)), n_steps=None, n_samples=None),
+            "given latents fix the number of steps",
+        ),
         (dict(n_steps=0), "n_steps must be between 1 and"),
         (dict(thin=0), "thin must be between 1 and"),
         (dict(samples_per_chain=3, n_steps=2**30), r"would take 3221225472 steps, more than 2\^31"),
@@ -673,6 +728,14 @@ def test_infinite_logits_are_an_error_at_any_step(bad, logit, at):
         mala(rowwise(clf=Broken(bad, at, logit)), (0,), ())
 
 
+def test_models_that_fail_in_a_later_targets_gradients():
+    """One error for all, whichever target's chains meet it."""
+    clf = Broken(math.nan, 4)  # the first target's start and move, the second's start, and its move
+    with pytest.raises(ValueError, match="NaN or infinite logits at Langevin step 0"):
+        rowwise(clf=clf).sample_targets([((0,), ()), ((1,), ())], 20, 9, method="mala", seed=0)
+    assert clf.calls == 4
+
+
 class MovedEdge(Edge):
     """Its edge lies elsewhere under gradients: a stand-in for logits that round differently in other batches."""
 
@@ -686,14 +749,7 @@ def test_a_start_that_turns_out_to_have_no_weight():
     assert (result.samples > 1.2).all()
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        torch.float32,
-        torch.bfloat16,
-        torch.float16,
-    ],
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_logits_of_low_precision_at_the_edge_of_the_support(dtype):
     """Where log w falls to -inf its gradient is beyond float16; any drift would do, as it is corrected for."""
 
@@ -734,8 +790,9 @@ def test_anticorrelated_chains_are_bounded():
 
 
 def test_constant_chains():
-    assert all(math.isnan(value) for value in mixing(np.full((50, 4), 2.5)))
+    assert mixing(np.full((50, 4), 2.5)) == (0.0, math.inf)
     assert mixing(np.tile([1.0, 2.0, 3.0], (50, 1))) == (0.0, math.inf)
+    assert mixing(np.repeat([1.0, 2.0], 25)[:, None]) == (0.0, math.inf)  # one jump, between its halves
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3])
@@ -798,6 +855,41 @@ def test_mixing_is_that_of_the_formulas(steps, chains, phi, apart, seed, scale, 
     assert mixing(trace + shift) == pytest.approx(found, rel=1e-4)
     half = steps // 2
     assert 0 < found[0] <= math.log10(2 * half * chains) + 1e-9
+
+
+class Needle(nn.Module):
+    """Attribute 0 only within 1e-9 of 0.5, which no Langevin step hits."""
+
+    def forward(self, x):
+        has = torch.where((x[:, 0] - 0.5).abs() < 1e-9, 5.0, -5.0) + 0 * x[:, 0]
+        return torch.stack([has, 0 * has], 1), 0 * has
+
+
+def at_the_needle(n, generator):
+    return torch.full((n, 1), 0.5, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("n_chains", [1, 20])
+def test_chains_that_are_stuck_say_so(n_chains):
+    result = mala(S2MSampler(LineGenerator(), Needle()), 0, 1, n_chains, 40, proposal=at_the_needle)
+    d = result.diagnostics
+    assert (result.samples == 0.5).all()
+    assert (d.acceptance_rate, d.support_rate, d.ess_per_proposal, d.r_hat) == (0, 0, 0, math.inf)
+
+
+@pytest.mark.parametrize(("n_steps", "tells"), [(1, False), (2, False), (6, False), (7, False), (8, True)])
+def test_chains_too_short_to_tell_are_not_stuck(n_steps, tells):
+    """Four steps after warm-up, which is the first half, tell."""
+    stuck = mala(S2MSampler(LineGenerator(), Needle()), 0, 1, 20, n_steps, proposal=at_the_needle).diagnostics
+    moving = mala(gaussian(), (0,), (), 20, n_steps).diagnostics
+    if tells:
+        assert (stuck.r_hat, stuck.ess_per_proposal) == (math.inf, 0)
+        assert 0.5 < moving.r_hat < 3
+        assert moving.ess_per_proposal > 0
+    else:
+        assert stuck.r_hat is moving.r_hat is None
+        assert math.isnan(stuck.ess_per_proposal)
+        assert math.isnan(moving.ess_per_proposal)
 
 
 def test_the_density_of_latents_has_to_be_known():

@@ -3,9 +3,11 @@
 Statistical tests: fixed seeds, level 1e-3.
 """
 
+import functools
 import json
 import math
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -13,7 +15,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from spml_fast.sampling.selection import RESAMPLING_BIAS, accepted, rejection_uniforms, resampled
 from test_exactness import chi_square_p
 from torch import nn
 from toys import (
@@ -27,17 +28,33 @@ from toys import (
     assert_same,
     counts_only,
     discrete,
+    in_blocks,
     rowwise,
     true_joint_class,
 )
 
-from spml_fast import LatentMixture, S2MSampler, _ops, reference, s2m_sample
-from spml_fast.sampling import SamplingWarning, pool
+from spml_fast import (
+    LatentMixture,
+    MinMax,
+    Mixture,
+    Plan,
+    Rejection,
+    Resample,
+    Run,
+    S2MSampler,
+    _ops,
+    reference,
+    s2m_sample,
+)
+from spml_fast.sampling import SamplingWarning
+from spml_fast.sampling import run as loop
+from spml_fast.sampling.kernels import pooled
+from spml_fast.sampling.kernels.pooled import RESAMPLING_BIAS, accepted, rejection_uniforms, resampled
 
 LEVEL = 1e-3
 pytestmark = pytest.mark.filterwarnings("ignore:.*the bound on the distance", "ignore:.*samples of .* are missing")
 SURE = stats.norm.isf(LEVEL / 2)  # standard errors
-METHODS = ["rejection", "resample"]
+METHODS = {"rejection": Rejection, "resample": Resample}
 DTYPES = [torch.float32, torch.float64]
 JOINT_CLASSES = [((0,), ()), ((0, 1), ()), ((0,), (1, 2)), ((1, 2), (0,)), ((0, 1, 2), ()), ((2,), (0,))]
 I, J = (0, 1), (2,)  # of RowwiseGenerator: M is about 18
@@ -57,6 +74,12 @@ def line(tilt, **options):
 
 # --- the choice itself ----------------------------------------------------------------------------
 
+
+def picked_of(log_weights, n, uniform):
+    """The indices that are resampled, of weights in one block."""
+    return resampled(lambda: [log_weights], n, uniform)
+
+
 log_weights_lists = st.lists(
     st.one_of(st.floats(-40, 40), st.just(-math.inf), st.sampled_from([0.0, -800.0])), min_size=1, max_size=60
 )
@@ -70,7 +93,7 @@ log_weights_lists = st.lists(
 )
 def test_resampling_is_systematic(log_weights, n, uniform):
     log_weights = np.array(log_weights)
-    picked = resampled(log_weights, n, uniform)
+    picked = picked_of(log_weights, n, uniform)
     if (log_weights == -math.inf).all():
         assert len(picked) == 0
         return
@@ -90,9 +113,54 @@ def test_expected_counts_are_the_weights(log_weights, n):
     """Over a fine grid of offsets: n w / sum w on average."""
     log_weights = np.array(log_weights)
     grid = (np.arange(500) + 0.5) / 500
-    counts = sum(np.bincount(resampled(log_weights, n, u), minlength=len(log_weights)) for u in grid) / len(grid)
+    counts = sum(np.bincount(picked_of(log_weights, n, u), minlength=len(log_weights)) for u in grid) / len(grid)
     weights = np.exp(log_weights - log_weights.max())
     np.testing.assert_allclose(counts, n * weights / weights.sum(), atol=4e-3 * n)
+
+
+def all_at_once(log_weights, n, uniform):
+    """The indices that are resampled, by one sum over all weights."""
+    if (log_weights == -math.inf).all():
+        return np.zeros(0, dtype=int)
+    sums = np.cumsum(np.exp(log_weights.astype(np.float64) - log_weights.max()))
+    teeth = (np.arange(n) + uniform) / n * sums[-1]
+    return np.minimum(np.searchsorted(sums, teeth, side="right"), np.flatnonzero(log_weights > -math.inf)[-1])
+
+
+cuts_of_60 = st.sets(st.integers(1, 59))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    log_weights=log_weights_lists,
+    dtype=st.sampled_from([np.float32, np.float64]),
+    n=st.integers(1, 200),
+    uniform=st.one_of(st.floats(0, 1, exclude_max=True), st.sampled_from([0.0, 2**-33, 1 - 2**-33, 1 - 2**-53])),
+    cuts=cuts_of_60,
+)
+def test_resampling_from_blocks_is_resampling_from_all_at_once(log_weights, dtype, n, uniform, cuts):
+    """Bit for bit: sums are carried from one block to the next."""
+    log_weights = np.array(log_weights, dtype)
+    blocks = np.split(log_weights, sorted(cut for cut in cuts if cut < len(log_weights)))
+    expected = all_at_once(log_weights, n, uniform)
+    assert np.array_equal(picked_of(log_weights, n, uniform), expected)
+    assert np.array_equal(resampled(lambda: iter(blocks), n, uniform), expected)
+
+
+def test_resampling_holds_few_blocks_at_a_time():
+    alive, most = weakref.WeakValueDictionary(), []
+
+    def blocks():
+        for number in range(20):
+            block = np.linspace(-3, 0, 1000) + number % 3
+            alive[number] = block
+            most.append(len(alive))
+            yield block
+            del block
+
+    assert len(resampled(blocks, 500, 0.3)) == 500
+    assert len(most) == 60
+    assert max(most) < 5
 
 
 @settings(deadline=None, max_examples=200)
@@ -118,7 +186,7 @@ def test_acceptance_is_by_the_share_of_the_bound(pairs, lower):
 
 def test_uniforms_are_those_of_the_accept_step():
     chains = torch.tensor([3, 4, 2**33])
-    got = rejection_uniforms(chains, 3, -5).exp()
+    got = rejection_uniforms(chains.expand(3, -1), torch.arange(3)[:, None].expand(-1, 3), -5).exp()
     for step in range(3):
         expected = reference.philox_uniform(chains.tolist(), [step] * 3, -5)
         torch.testing.assert_close(got[step], expected, rtol=1e-14, atol=0)
@@ -152,9 +220,8 @@ def the_pool(G, clf, n_chains, n_steps, seed, first_chain=0, label=None, target=
 def test_rejection_accepts_what_the_specification_accepts(n_chains, n_steps, first_chain, seed):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = rowwise(Double()).sample(
-            I, J, n_chains, n_steps, method="rejection", seed=seed, first_chain=first_chain
-        )
+        run = Run(first_chain=first_chain)
+        result = rowwise(Double()).sample(I, J, n_chains, n_steps, method="rejection", seed=seed, run=run)
     z, x, weights, uniforms = the_pool(Double(), RowwiseClassifier(), n_chains, n_steps, seed, first_chain)
     (rows,) = torch.nonzero(uniforms <= (weights - weights.max()).exp(), as_tuple=True)
     assert (n_steps == 25) == (len(rows) > n_chains)  # too many, and too few
@@ -162,15 +229,14 @@ def test_rejection_accepts_what_the_specification_accepts(n_chains, n_steps, fir
     assert torch.equal(result.latents, z[kept])
     assert torch.equal(result.samples, x[kept])
     torch.testing.assert_close(result.log_weights, weights[kept], rtol=0, atol=1e-12)
-    assert torch.equal(result.chains, kept % n_chains)
+    assert torch.equal(result.chains, first_chain + kept % n_chains)
     assert_diagnostics(result, weights, n_chains, n_steps, "rejection", len(torch.unique(kept)))
 
 
 @pytest.mark.parametrize(("n_chains", "n_steps", "first_chain", "seed"), [(40, 25, 0, 3), (30, 2, 1000, -7)])
 def test_resampling_takes_what_the_specification_takes(n_chains, n_steps, first_chain, seed):
-    result = rowwise(Double()).sample(
-        I, J, n_chains, n_steps, method="resample", seed=seed, first_chain=first_chain
-    )
+    run = Run(first_chain=first_chain)
+    result = rowwise(Double()).sample(I, J, n_chains, n_steps, method="resample", seed=seed, run=run)
     z, x, weights, _ = the_pool(Double(), RowwiseClassifier(), n_chains, n_steps, seed, first_chain)
     assert len(result.samples) == n_chains
     # Rows of the result as rows of the pool, in whichever order they come.
@@ -178,7 +244,7 @@ def test_resampling_takes_what_the_specification_takes(n_chains, n_steps, first_
     rows = torch.tensor([where[tuple(latent.tolist())] for latent in result.latents])
     assert torch.equal(result.samples, x[rows])
     torch.testing.assert_close(result.log_weights, weights[rows], rtol=0, atol=1e-12)
-    assert torch.equal(result.chains, rows % n_chains)
+    assert torch.equal(result.chains, first_chain + rows % n_chains)
     mean = n_chains * torch.softmax(weights, 0)
     counts = torch.bincount(rows, minlength=len(z))
     assert ((counts == mean.floor()) | (counts == mean.ceil())).all()
@@ -235,7 +301,7 @@ def drawn_p(sampler, expected, method, I, J, dtype=torch.float64, **options):
 @pytest.mark.parametrize(("I", "J"), JOINT_CLASSES)
 @pytest.mark.parametrize("method", METHODS)
 def test_discrete(method, I, J, dtype, device):
-    sampler = discrete(dtype, device=device)
+    sampler = discrete(dtype, plan=Plan(device=device))
     assert drawn_p(sampler, true_joint_class(I, J), method, I, J, dtype) > LEVEL
 
 
@@ -279,8 +345,8 @@ def by_the_weights(clf, I, J, label=None):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("I", "J", "label"), [((0,), (1,), None), ((0, 1), (), None), ((1,), (2,), 1)])
 def test_gamma_and_temperatures(I, J, label, method):
-    sampler = discrete(conditional=label is not None, **RATIOS)
-    expected = by_the_weights(sampler.clf, I, J, label)
+    sampler = discrete(conditional=label is not None, weight=MinMax(**RATIOS))
+    expected = by_the_weights(sampler.models.clf, I, J, label)
     assert drawn_p(sampler, expected, method, I, J) > LEVEL
     assert drawn_p(sampler, true_joint_class(I, J), method, I, J) < LEVEL
 
@@ -291,10 +357,16 @@ def test_a_dropped_max_term_is_caught(I, J, method):
     assert drawn_p(discrete(), true_joint_class(I, J), method, I, ()) < LEVEL
 
 
+def changed(change):
+    """Resampling by other weights."""
+    return lambda blocks, n, uniform: resampled(lambda: map(change, blocks()), n, uniform)
+
+
 def test_dropped_weights_are_caught(monkeypatch):
-    monkeypatch.setattr(pool, "accepted", lambda w, u, bound: accepted(w, u, bound - 1))
+    monkeypatch.setattr(pooled, "accepted", lambda w, u, bound: accepted(w, u, bound - 1))
     assert drawn_p(discrete(), true_joint_class((0,), ()), "rejection", (0,), ()) < LEVEL
-    monkeypatch.setattr(pool, "resampled", lambda w, n, u: resampled(np.where(w > -np.inf, 0, w), n, u))
+    by_support = changed(lambda log_weights: np.where(log_weights > -np.inf, 0, log_weights))
+    monkeypatch.setattr(pooled, "resampled", by_support)
     assert drawn_p(discrete(), true_joint_class((0,), ()), "resample", (0,), ()) < LEVEL
 
 
@@ -336,32 +408,28 @@ def test_the_bias_is_within_its_bound(method, n_chains, n_steps):
         assert error > SURE * noise  # there is a bias to be seen
 
 
+@pytest.mark.slow
 def test_a_bias_beyond_its_bound_would_be_seen(monkeypatch):
     """The power of the test above: a bound on the weights that is too small, and weights left out."""
-    monkeypatch.setattr(pool, "accepted", lambda w, u, bound: accepted(w, u, bound - 3))
+    monkeypatch.setattr(pooled, "accepted", lambda w, u, bound: accepted(w, u, bound - 3))
     error, noise, bound = bias("rejection", 64, 8)
     assert error > bound + SURE * noise
-    monkeypatch.setattr(pool, "resampled", lambda w, n, u: resampled(np.zeros_like(w), n, u))
+    monkeypatch.setattr(pooled, "resampled", changed(np.zeros_like))
     error, noise, bound = bias("resample", 64, 8)
     assert error > bound + SURE * noise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_the_bias_of_automatic_runs_is_within_its_bound(method):
-    error, noise, bound = bias(method, 16, "auto", n_runs=500, tilt=1.5, tol=0.1)
+    error, noise, bound = bias(METHODS[method](tol=0.1), 16, "auto", n_runs=500, tilt=1.5)
     assert error <= bound + SURE * noise
 
 
-@pytest.mark.parametrize(
-    ("method", "row"),
-    [
-        ("rejection", 0),
-        ("resample", 0),
-    ],
-)
-def test_each_row_is_as_good_as_another(method, row):
+@pytest.mark.parametrize("method", METHODS)
+def test_each_row_is_as_good_as_another(method):
     """tv_bound is of each sample."""
-    error, noise, bound = bias(method, 128, 4, row=row)
+    error, noise, bound = bias(method, 128, 4, row=0)
     assert error <= bound + SURE * noise
 
 
@@ -395,10 +463,63 @@ def test_automatic_runs_are_as_long_as_the_target_that_needs_most(method):
 @pytest.mark.parametrize("n_steps", [33, None])
 def test_same_samples_whatever_the_batches(method, n_steps):
     expected = rowwise().sample(I, J, 50, n_steps, method=method, seed=1)
-    for options in (dict(batch_size=7), dict(block_steps=1), dict(batch_size=64, block_steps=5)):
-        got = rowwise(**options).sample(I, J, 50, n_steps, method=method, seed=1)
+    for plan in (Plan(batch_size=7), Plan(block_steps=1), Plan(batch_size=64, block_steps=5)):
+        got = rowwise(plan=plan).sample(I, J, 50, n_steps, method=method, seed=1)
         assert_same(got, expected)
         assert counts_only(got.diagnostics) == counts_only(expected.diagnostics)
+
+
+def cut(method, cuts):
+    """The method, with blocks of steps that end at ``cuts``; and the lengths of the blocks it chose from."""
+    seen = []
+
+    class Cut(METHODS[method]):
+        def propose(self, problem, state, at, n):
+            return super().propose(problem, state, at, min([n, *(end - at for end in cuts if end > at)]))
+
+        def draws(self, problem, state, at):
+            seen.append([len(weights[0]) for weights in state.log_weights])
+            return super().draws(problem, state, at)
+
+    return Cut(), seen
+
+
+@functools.cache
+def in_one_block(method, stochastic):
+    kernel, seen = cut(method, ())
+    result = rowwise(stochastic=stochastic).sample_targets(TARGETS, 50, 60, method=kernel, seed=1)
+    assert seen == [[60]]
+    return result
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    method=st.sampled_from(list(METHODS)),
+    cuts=cuts_of_60,
+    batch_size=st.sampled_from([None, 7, 64]),
+    stochastic=st.booleans(),
+)
+def test_samples_are_the_same_for_any_blocks(method, cuts, batch_size, stochastic):
+    kernel, seen = cut(method, cuts)
+    sampler = rowwise(stochastic=stochastic, plan=Plan(batch_size=batch_size))
+    results = sampler.sample_targets(TARGETS, 50, 60, method=kernel, seed=1)
+    assert seen == [np.diff([0, *sorted(cuts), 60]).tolist()]
+    for result, expected in zip(results, in_one_block(method, stochastic), strict=True):
+        assert_same(result, expected)
+        assert counts_only(result.diagnostics) == counts_only(expected.diagnostics)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_blocks_that_end_with_the_time_change_nothing(method, monkeypatch):
+    """Of one step each, or of as many as a batch holds."""
+    expected = in_one_block(method, False)
+    monkeypatch.setattr(loop, "BLOCK_SECONDS", 0.0)
+    for batch_size, lengths in ((30, {1, 2}), (175, {3, 4})):
+        kernel, seen = cut(method, ())
+        results = rowwise(plan=Plan(batch_size=batch_size)).sample_targets(TARGETS, 50, 60, method=kernel, seed=1)
+        assert set(seen[0][:-1]) <= lengths
+        for result, other in zip(results, expected, strict=True):
+            assert_same(result, other)
 
 
 def test_rejection_has_no_row_twice_and_resampling_may():
@@ -420,7 +541,8 @@ def test_more_steps_keep_what_was_accepted_while_the_largest_weight_stands():
 @pytest.mark.parametrize("method", METHODS)
 def test_the_default_length_is_auto(method):
     a = rowwise().sample(I, J, seed=3, method=method)
-    assert_same(a, rowwise().sample(I, J, 64, "auto", tol=0.01, max_steps=10_000, seed=3, method=method))
+    kernel = METHODS[method](tol=0.01, max_steps=10_000)
+    assert_same(a, rowwise().sample(I, J, 64, "auto", seed=3, method=kernel))
     x = s2m_sample(RowwiseGenerator(), RowwiseClassifier(), I, J, seed=3, method=method)
     assert torch.equal(x, a.samples)
     assert a.samples.shape == (64, 3)
@@ -445,8 +567,8 @@ def test_auto_ends_with_what_was_asked_for(method, n_samples, tol):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             # Of one sample, the budget is in proposals what max_steps is.
-            options = dict(method=method, tol=tol, max_steps=100_000)
-            result = rowwise().sample(I, J, n_samples, seed=seed, **options)
+            kernel = METHODS[method](tol=tol, max_steps=100_000)
+            result = rowwise().sample(I, J, n_samples, seed=seed, method=kernel)
         d = result.diagnostics
         assert len(result.samples) == d.n_samples == n_samples
         assert d.tv_bound <= tol * (1 + 1e-6)
@@ -458,7 +580,7 @@ def test_auto_ends_with_what_was_asked_for(method, n_samples, tol):
 def test_auto_is_not_much_longer_than_needed(method):
     """Less than twice: shorter runs that are half as long do not meet what was asked for."""
     for n_samples, tol in ((500, 0.01), (20, 0.003)):
-        d = rowwise().sample(I, J, n_samples, method=method, tol=tol, seed=0).diagnostics
+        d = rowwise().sample(I, J, n_samples, method=METHODS[method](tol=tol), seed=0).diagnostics
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             half = rowwise().sample(I, J, n_samples, d.n_steps // 2, method=method, seed=0).diagnostics
@@ -471,14 +593,14 @@ def test_auto_is_not_much_longer_than_needed(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_budget_that_ends_first_is_said(method):
     with pytest.warns(SamplingWarning, match=r"after max_steps=40 steps .* not tol=0.001"):
-        d = rowwise().sample(I, J, 10, method=method, tol=0.001, max_steps=40, seed=0).diagnostics
+        d = rowwise().sample(I, J, 10, method=METHODS[method](tol=0.001, max_steps=40), seed=0).diagnostics
     assert (d.n_steps, d.interrupted) == (40, False)
     assert d.tv_bound > 0.001
 
 
 def test_too_few_effective_samples_at_the_end_of_the_budget_are_said():
     with pytest.warns(SamplingWarning, match=r"worth 2\d\d\d independent ones"):
-        d = rowwise().sample(I, J, 5000, method="resample", max_steps=4, seed=0).diagnostics
+        d = rowwise().sample(I, J, 5000, method=Resample(max_steps=4), seed=0).diagnostics
     assert d.n_steps == 4
     assert d.tv_bound <= 0.01  # a sample by itself is good
     assert d.ess_per_proposal * d.n_steps * d.n_chains < 3000
@@ -488,7 +610,7 @@ def test_too_few_effective_samples_at_the_end_of_the_budget_are_said():
 def test_rejection_says_how_many_are_missing(n_steps):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = rowwise().sample(I, J, 400, n_steps, method="rejection", max_steps=4, seed=0)
+        result = rowwise().sample(I, J, 400, n_steps, method=Rejection(max_steps=4), seed=0)
     n = len(result.samples)
     assert 0 < n < 400
     assert result.diagnostics.n_samples == n
@@ -502,7 +624,7 @@ def test_rejection_says_how_many_are_missing(n_steps):
     [
         lambda s, **o: s.sample_targets([(I, J)], **o),
         lambda s, **o: s.sample(I, J, **o),
-        lambda s, **o: s2m_sample(s.G, s.clf, I, J, **o),
+        lambda s, **o: s2m_sample(s.models.G, s.models.clf, I, J, **o),
     ],
 )
 def test_a_warning_is_of_the_line_that_called(call):
@@ -532,7 +654,7 @@ def test_what_is_never_met_has_no_sample(method, n_steps):
     targets = [(0, 1), (1, 0)]
     with pytest.warns(SamplingWarning, match=r"10 of 10 chains never met the support of \+0-1 in \d+ steps"):
         never, met = rowwise(clf=Beyond(100.0)).sample_targets(
-            targets, 10, n_steps, method=method, max_steps=30, seed=0
+            targets, 10, n_steps, method=METHODS[method](max_steps=30), seed=0
         )
     assert never.samples.shape == (0, 3)
     assert never.latents.shape == (0, 4)
@@ -547,7 +669,7 @@ def test_what_is_never_met_has_no_sample(method, n_steps):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_proposal_of_no_weight_is_never_taken(method):
-    result = rowwise(clf=Beyond(3.0)).sample(0, 1, 50, method=method, tol=0.1, seed=0)
+    result = rowwise(clf=Beyond(3.0)).sample(0, 1, 50, method=METHODS[method](tol=0.1), seed=0)
     assert len(result.samples) == 50
     assert (result.samples[:, 0] > 3).all()
     assert torch.isfinite(result.log_weights).all()
@@ -561,13 +683,12 @@ def test_a_proposal_of_no_weight_is_never_taken(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_one_proposal_of_weight(method):
     """Rejection has the one sample, resampling repeats it."""
-    sampler = line(0.0)
+    sampler = S2MSampler(LineGenerator(), lambda x: (torch.stack([x[:, 0], 0 * x[:, 0]], 1), 0 * x[:, 0]))
     z = torch.zeros(4, 5, 1, dtype=torch.float64)
     z[2, 3] = 9.0
-    sampler.clf = lambda x: (torch.stack([x[:, 0], 0 * x[:, 0]], 1), 0 * x[:, 0])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        result = sampler.sample(0, 1, latents=z, method=method, seed=0)
+        result = sampler.sample(0, 1, proposal=z, method=method, seed=0)
     n = 1 if method == "rejection" else 5
     assert result.samples[:, 0].tolist() == n * [9.0]
     assert result.chains.tolist() == n * [3]
@@ -606,9 +727,9 @@ def test_a_stochastic_generator_keeps_its_samples(method, drawn, block_steps):
             seen.update({tuple(latent.tolist()): row for latent, row in zip(z, x, strict=True)})
             return x
 
-    sampler = rowwise(Noisy(), stochastic=True, block_steps=block_steps)
+    sampler = rowwise(Noisy(), stochastic=True, plan=Plan(block_steps=block_steps))
     options = dict(proposal=lambda n, g: torch.randn(n, 4, generator=g)) if drawn else {}
-    result = sampler.sample(I, J, 60, method=method, tol=0.05, seed=9, **options)
+    result = sampler.sample(I, J, 60, method=METHODS[method](tol=0.05), seed=9, **options)
     assert len(result.samples) == 60
     for latent, x in zip(result.latents, result.samples, strict=True):
         assert torch.equal(seen[tuple(latent.tolist())], x)
@@ -647,8 +768,8 @@ def test_other_proposals_whatever_the_batches(method, proposal):
     expected = rowwise().sample(I, J, 50, method=method, seed=1, proposal=proposal)
     fixed = rowwise().sample(I, J, 50, expected.diagnostics.n_steps, method=method, seed=1, proposal=proposal)
     assert_same(fixed, expected)
-    for options in (dict(batch_size=7), dict(block_steps=1), dict(batch_size=64, block_steps=5)):
-        assert_same(rowwise(**options).sample(I, J, 50, method=method, seed=1, proposal=proposal), expected)
+    for plan in (Plan(batch_size=7), Plan(block_steps=1), Plan(batch_size=64, block_steps=5)):
+        assert_same(rowwise(plan=plan).sample(I, J, 50, method=method, seed=1, proposal=proposal), expected)
     assert torch.equal(RowwiseGenerator()(expected.latents), expected.samples)
 
 
@@ -657,10 +778,10 @@ def test_given_latents(method):
     steps, chains = np.divmod(np.arange(40 * 25), 40)
     z = _ops.philox_normal(torch.from_numpy(chains), torch.from_numpy(steps), 3, 4).view(25, 40, 4)
     expected = rowwise().sample(I, J, 40, 25, method=method, seed=3)
-    got = rowwise().sample(I, J, latents=z, method=method, seed=3)
+    got = rowwise().sample(I, J, proposal=z, method=method, seed=3)
     assert_same(got, expected)
     assert counts_only(got.diagnostics) == counts_only(expected.diagnostics)
-    assert_same(rowwise().sample(I, J, latents=z.numpy(), method=method, seed=3), expected)
+    assert_same(rowwise().sample(I, J, proposal=z.numpy(), method=method, seed=3), expected)
 
 
 class Corner(nn.Module):
@@ -679,11 +800,11 @@ class Same(nn.Module):
         return 1 * z
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param("rejection", marks=pytest.mark.slow), "resample"])
 def test_adapted_proposals_have_the_target_distribution(method):
     sampler = S2MSampler(Same(), Corner())
     n, n_steps = (3000, None) if method == "rejection" else (3000, 100)
-    result = sampler.sample([0, 1], (), n, n_steps, method=method, adapt=True, seed=3)
+    result = sampler.sample([0, 1], (), n, n_steps, method=method, proposal=Mixture(), seed=3)
     d = result.diagnostics
     assert result.adaptation is not None
     assert d.ess_per_proposal > 20 * stats.norm.sf(1.8) ** 2
@@ -699,15 +820,17 @@ def test_adapted_proposals_have_the_target_distribution(method):
 
 # --- Ctrl-C ---------------------------------------------------------------------------------------
 
+STEP_BY_STEP = Plan(block_steps=1, batch_size=10**6)
+
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("n_steps", ["auto", 60])
 @pytest.mark.parametrize("at", [1, 5])
 def test_ctrl_c_chooses_from_what_there_is(method, n_steps, at):
-    sampler = rowwise(Interrupted(at), block_steps=1, batch_size=10**6)
+    sampler = rowwise(Interrupted(at), plan=STEP_BY_STEP)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = sampler.sample(I, J, 200, n_steps, method=method, tol=1e-4, seed=0)
+        result = sampler.sample(I, J, 200, n_steps, method=METHODS[method](tol=1e-4), seed=0)
         expected = rowwise().sample(I, J, 200, at, method=method, seed=0)
     d = result.diagnostics
     assert d.interrupted
@@ -717,24 +840,18 @@ def test_ctrl_c_chooses_from_what_there_is(method, n_steps, at):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(
-    "drawn",
-    [
-        False,
-        True,
-    ],
-)
+@pytest.mark.parametrize("drawn", [False, True])
 def test_a_run_goes_on_after_ctrl_c(method, drawn, tmp_path):
     options = dict(
         method=method, seed=1, proposal=(lambda n, g: torch.randn(n, 4, generator=g)) if drawn else None
     )
     expected = rowwise().sample(I, J, 50, 40, **options)
-    G = Interrupted(5)
-    sampler = rowwise(G, block_steps=1, batch_size=10**6)
-    first = sampler.sample(I, J, 50, 40, checkpoint=tmp_path / "chains", **options)
+    sampler = rowwise(Interrupted(6), plan=STEP_BY_STEP)  # one call before the first step, to tell G by
+    run = Run(checkpoint=tmp_path / "chains")
+    first = sampler.sample(I, J, 50, 40, run=run, **options)
     assert first.diagnostics.interrupted
     assert first.diagnostics.n_steps == 5
-    assert_same(sampler.sample(I, J, 50, 40, checkpoint=tmp_path / "chains", **options), expected)
+    assert_same(sampler.sample(I, J, 50, 40, run=run, **options), expected)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -750,30 +867,45 @@ def test_ctrl_c_before_anything_is_raised(method):
     ("arguments", "error", "message"),
     [
         (dict(method="Rejection"), ValueError, "method must be one of imh, rejection, resample, mala"),
-        (dict(method=None), ValueError, "method must be one of"),
+        (dict(method=None), TypeError, "method must be one of"),
+        (dict(method=Rejection), TypeError, "method must be one of imh, rejection, resample, mala, or a kernel"),
         (
             dict(method="rejection", samples_per_chain=2),
-            ValueError,
-            "do not belong to chains: samples_per_chain=2",
+            TypeError,
+            r"takes samples_per_chain no longer; write method=IMH\(samples_per_chain=...\)",
         ),
-        (dict(method="resample", thin=2), ValueError, "do not belong to chains: .*thin=2"),
+        (dict(method="resample", thin=2), TypeError, r"takes thin no longer; write method=IMH\(thin=...\)"),
         (dict(method="rejection", n_steps="all"), ValueError, "n_steps must be a number or 'auto', got 'all'"),
         (dict(method="resample", n_steps=0), ValueError, "n_steps must be between 1 and"),
-        (dict(method="resample", tol=0), ValueError, "tol must be between 0 and 1, got 0"),
-        (dict(method="rejection", max_steps=0), ValueError, "max_steps must be between 1 and"),
         (dict(method="rejection", n_samples=0), ValueError, "n_samples must be between 1 and"),
         (
-            dict(method="rejection", n_steps="auto", latents=np.zeros((5, 6, 4))),
+            dict(method="rejection", n_steps="auto", proposal=np.zeros((5, 6, 4))),
             ValueError,
             "given latents fix the number of steps",
         ),
-        (dict(method="resample", latents=np.zeros((5, 6, 3))), ValueError, "latents must have shape"),
-        (dict(method="resample", adapt=True, latents=np.zeros((5, 6, 4))), ValueError, "adapt=True fits"),
+        (dict(method="resample", proposal=np.zeros((5, 6, 3))), ValueError, "latents must have shape"),
     ],
 )
 def test_bad_arguments(arguments, error, message):
     with pytest.raises(error, match=message):
         rowwise().sample(0, **arguments)
+
+
+@pytest.mark.parametrize("kernel", METHODS.values())
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (dict(tol=0), ValueError, "tol must be between 0 and 1, got 0"),
+        (dict(max_steps=0), ValueError, "max_steps must be between 1 and"),
+        (dict(max_steps=2.5), TypeError, "max_steps must be an integer, got 2.5"),
+        # Their samples do not belong to chains.
+        (dict(samples_per_chain=2), TypeError, "unexpected keyword argument 'samples_per_chain'"),
+        (dict(thin=2), TypeError, "unexpected keyword argument 'thin'"),
+    ],
+)
+def test_bad_options(kernel, options, error, message):
+    with pytest.raises(error, match=message):
+        kernel(**options)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -790,6 +922,6 @@ def test_bad_logits_are_an_error_that_names_the_step(method, bad):
             return class_logits, validity
 
     with pytest.raises(ValueError, match="NaN or infinite logits for the proposal of chain 2 at step 3"):
-        rowwise(clf=Broken(), block_steps=1).sample(I, J, 20, 10, method=method, seed=0)
+        rowwise(clf=Broken(), plan=in_blocks(1)).sample(I, J, 20, 10, method=method, seed=0)
     with pytest.raises(ValueError, match="NaN or infinite logits"):
-        rowwise(clf=Broken(), block_steps=1).sample(I, J, 20, "auto", tol=1e-4, method=method, seed=0)
+        rowwise(clf=Broken(), plan=in_blocks(1)).sample(I, J, 20, method=METHODS[method](tol=1e-4), seed=0)

@@ -110,9 +110,8 @@ def scan(problem: Problem, state: IMHState, offer: Offer) -> None:
     dtype = weights.targets.log_gamma.dtype
     if offer.at == 0 and state.chains.weights.dtype != dtype:  # of the logits, which the latents' need not be
         state.chains.weights = state.chains.weights.to(dtype)
-    correction = None if offer.log_correction is None else offer.log_correction.to(dtype)
     at = dict(seed=problem.seed, first_chain=problem.first, first_step=offer.at)
-    weights.scan(state.chains, offer.output, correction, **at)
+    weights.scan(state.chains, offer.output, offer.log_correction, **at)
     if not offer.kept:
         return
     won = state.chains.accepted_step >= offer.at

@@ -124,9 +124,9 @@ class MALA(Kernel):
             here = forth = new = None
             if met:
                 size = math.exp(state.log_step[t])
-                here = self._points(problem, t, state.z[t]) if at == START_STEPS else state.points(t)
+                here = self._points(problem, t, state.z[t], at) if at == START_STEPS else state.points(t)
                 forth = here.z + here.drift(size)
-                new = self._points(problem, t, forth + size * noise.to(here.z.dtype))
+                new = self._points(problem, t, forth + size * noise.to(here.z.dtype), at)
             for parts, part in ((move.here, here), (move.forth, forth), (move.new, new)):
                 parts.append(part)
         return move
@@ -183,14 +183,14 @@ class MALA(Kernel):
     ) -> list[dict[str, Any]]:
         found = summaries(problem, state.start.chains, min(at, START_STEPS))
         if at <= START_STEPS:
-            return [fields | {"n_steps": at} for fields in found]
+            return found
         n = (at - START_STEPS) * problem.shard.n_chains
         shares = problem.gather(state.counts, 2).double().sum(2) / n
         trace = torch.stack(state.trace) if state.trace else torch.zeros(0, *state.log_weight.shape)
         trace = problem.gather(trace, 2).numpy()
         for t, fields in enumerate(found):
             if not state.met[t]:
-                fields["n_steps"] = START_STEPS
+                fields |= {"n_steps": START_STEPS, "burn_in": START_STEPS}
                 continue
             ess, r_hat = mixing(trace[:, t])
             fields |= {
@@ -230,8 +230,8 @@ class MALA(Kernel):
             return state.start.kept["latents"][target, chain]
         return problem.proposal.recall(chain, state.start.chains.accepted_step[target, chain].clamp(min=0).long())
 
-    def _points(self, problem: Problem, target: int, z: Tensor) -> Points:
-        """Log weights and gradients at z (C, D)."""
+    def _points(self, problem: Problem, target: int, z: Tensor, at: int) -> Points:
+        """Log weights and gradients at z (C, D), for the proposals of step ``at``."""
 
         def one_batch(first: int, last: int) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
@@ -239,7 +239,10 @@ class MALA(Kernel):
                 # Of a copy, or a generator that works in place could not: a leaf must not be written to.
                 _, output = problem.models.classify(leaf.view(-1, *problem.models.z_shape).clone())
                 if not all(torch.isfinite(part).all() for part in output if part is not None):
-                    raise ValueError("clf returned NaN or infinite logits at a Langevin step; all must be finite")
+                    raise ValueError(
+                        f"clf returned NaN or infinite logits at Langevin step {at - START_STEPS}; every logit "
+                        "must be finite"
+                    )
                 log_weight = problem.weights(output).differentiable(target, output)
                 gradient = None
                 if log_weight.requires_grad:

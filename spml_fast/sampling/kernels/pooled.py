@@ -69,7 +69,7 @@ class Pooled(Kernel):
     def accept(self, problem: Problem, state: PooledState, offer: Offer) -> None:
         weights = problem.weights(offer.output)
         dtype = weights.targets.log_gamma.dtype
-        correction = None if offer.log_correction is None else offer.log_correction.to(dtype).flatten()
+        correction = None if offer.log_correction is None else offer.log_correction.flatten()
         rows = (None if part is None else part.flatten(0, 1) for part in offer.output)
         log_weights = weights.log_weights(type(offer.output)(*rows), correction)
         log_weights = log_weights.view(-1, offer.steps, problem.shard.n)

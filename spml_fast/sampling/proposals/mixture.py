@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -211,5 +212,7 @@ class MixtureProposal(PriorProposal):
 
 
 def _check_prior_share(prior_share: float) -> None:
+    if isinstance(prior_share, bool) or not isinstance(prior_share, Real):
+        raise TypeError(f"prior_share must be a number more than 0 and at most 1, got {prior_share!r}")
     if not 0 < prior_share <= 1:
         raise ValueError(f"prior_share must be more than 0 and at most 1, got {prior_share}")
