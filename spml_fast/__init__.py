@@ -9,13 +9,26 @@ from .losses import fused_linear_loss
 from .losses.batch import *  # noqa: F403
 from .losses.elementwise import *  # noqa: F403
 from .sampling import JointClass, LatentMixture, MultiLabelDensityRatio, S2MResult, S2MSampler, s2m_sample
-from .training import DensityRatio, TrainedClassifier, train_classifier, train_density_ratio
+from .training import (
+    DensityRatio,
+    DensityRatioFit,
+    FineTuning,
+    Heads,
+    LinearPhase,
+    TrainedClassifier,
+    train_classifier,
+    train_density_ratio,
+)
 
 __all__ = [
     "DensityRatio",
+    "DensityRatioFit",
+    "FineTuning",
+    "Heads",
     "JointClass",
     "LabelEstimator",
     "LatentMixture",
+    "LinearPhase",
     "MultiLabelDensityRatio",
     "S2MResult",
     "S2MSampler",

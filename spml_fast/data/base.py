@@ -1,13 +1,13 @@
 """What every loader returns: the splits of a multi-label data set, each with the labels that training may see.
 
-And what everyone who takes such data checks: :func:`check_training` and the functions under it.
+:func:`check_training` and the functions below it check such data for everyone who trains on them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -36,6 +36,9 @@ class MultiLabelData:
         observed: what training may see: (N,) int64, the index of the one observed positive (-1: none), or (N, L)
             int8 with 1 observed positive, 0 unobserved, -1 observed negative. None: not meant for training.
         names: of the L labels, each once; "0", "1", ... unless given.
+        pseudo_labels: (N, L) in {-1, 0, 1}, another model's or annotator's guess, for GPR; 0 where there is none.
+        empty_labels: what a training does with labels of which no training row was observed to be positive:
+            "refuse" them, or "keep" them beside the others.
 
     Raises:
         ValueError, TypeError: parts that do not fit together or are of another kind.
@@ -45,11 +48,16 @@ class MultiLabelData:
     labels: Tensor | None = None
     observed: Tensor | None = None
     names: Sequence[str] = field(default=())
+    _: KW_ONLY
+    pseudo_labels: Tensor | None = None
+    empty_labels: str = "refuse"
 
     def __post_init__(self) -> None:
+        if self.empty_labels not in ("refuse", "keep"):
+            raise ValueError(f"empty_labels must be 'refuse' or 'keep', got {self.empty_labels!r}")
         object.__setattr__(self, "x", as_x(self.x))
         n = len(self)
-        for name in ("labels", "observed"):
+        for name in ("labels", "observed", "pseudo_labels"):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -89,6 +97,11 @@ class MultiLabelData:
             if value is not None and value.dim() == 2:
                 return value.shape[1]
         return None
+
+
+if TYPE_CHECKING:
+    Features = Tensor | np.ndarray | csr_matrix | Dataset
+    Split = MultiLabelData | tuple[Features, Tensor | np.ndarray]
 
 
 def as_x(x: Any) -> Tensor | csr_matrix | Dataset:

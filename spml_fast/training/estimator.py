@@ -16,7 +16,8 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from ..data.base import MultiLabelData
 from ..metrics import mean_average_precision
 from .classifier import train_classifier
-from .recipe import FULL_LABEL_LOSSES
+from .options import LinearPhase
+from .recipe import FULL_LABEL_LOSSES, takes_expected_positives
 
 
 class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator):
@@ -28,8 +29,8 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
     Parameters:
         loss: name of a loss, see :data:`spml_fast.losses.registry`; "bce" and "bce_ls" take a matrix y as full
             labels.
-        loss_options: its hyper-parameters.
-        lr, batch_size: of Adam; sequences make a grid, of which the share ``validation`` of the rows chooses.
+        loss_options: hyper-parameters of the loss.
+        lr, batch_size: learning rate and batch size of Adam; sequences make a grid, from which validation chooses.
         epochs: passes over the data.
         validation: share of the rows that chooses learning rate, batch size and epoch by mAP on the observed
             labels; 0 trains on all rows and keeps the last epoch.
@@ -111,23 +112,17 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
                 raise ValueError(f"y[{row}, {column}] is {y[row, column]}; a matrix holds {allowed}")
             classes = np.arange(y.shape[1])
             observed = torch.from_numpy(y.astype(np.int8))
-        names = tuple(map(str, classes))
+        options = dict(names=tuple(map(str, classes)), empty_labels="keep")  # a fold may well lack a label
         x = X if hasattr(X, "indptr") else torch.from_numpy(np.ascontiguousarray(X))
         if full:
-            data = MultiLabelData(x, labels=observed.bool(), names=names)
+            data = MultiLabelData(x, labels=observed.bool(), **options)
         else:
-            data = MultiLabelData(x, observed=observed, names=names)
+            data = MultiLabelData(x, observed=observed, **options)
         result = train_classifier(
             data,
             validation=self.validation,
-            loss=self.loss,
-            loss_options=self.loss_options,
-            lr=self.lr,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            expected_positives=self.expected_positives,
-            standardize=self.standardize,
-            empty_labels="keep",  # a fold may well lack one
+            loss=self._loss_with_options(),
+            linear=LinearPhase(self.lr, self.batch_size, self.epochs, standardize=self.standardize),
             seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
             accelerator=self.accelerator,
             progress=self.verbose,
@@ -137,6 +132,19 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
         self.intercept_ = result.model.head.bias.detach().numpy()
         self.metrics_ = result.metrics
         return self
+
+    def _loss_with_options(self) -> Any:
+        """The loss's name and options; k is left out where the loss has none, for a grid over losses."""
+        options = self.loss_options or {}
+        if not isinstance(options, Mapping):
+            raise TypeError(f"loss_options must be a mapping, got {type(options).__name__}")
+        if not isinstance(self.loss, str):
+            if options:
+                raise ValueError("loss_options are for a loss given by name; this one is a module")
+            return self.loss
+        if self.expected_positives is not None and takes_expected_positives(self.loss):
+            options = {"expected_positives": self.expected_positives, **options}
+        return {**options, "name": self.loss}
 
     def decision_function(self, X: Any) -> np.ndarray:
         """(N, L) logits."""

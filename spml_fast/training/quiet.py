@@ -41,20 +41,56 @@ def quiet_trainer(*, progress: bool, **arguments: Any) -> Any:
 def quiet_fit(trainer: Any, module: Any, *loaders: DataLoader, **options: Any) -> bool:
     """``trainer.fit``; whether it ran to its end, so False after Ctrl+C.
 
-    Lightning answers Ctrl+C by ignoring further ones and leaving the process with its work. A
-    library must not: the handler comes back, and the caller decides what to keep.
+    Lightning answers Ctrl+C by ignoring further ones and leaving the process with its work, and SIGTERM by ending
+    the training at the next batch, after which the script would go on. A library must do neither: the caller of
+    this function decides what to keep after Ctrl+C, and SIGTERM does what it did before the training, which is to
+    end the process where nobody has asked for anything else.
     """
-    handler = signal.getsignal(signal.SIGINT)
+    interrupt, terminate = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
+    watcher = _signal_watcher(terminate)
+    trainer.callbacks.append(watcher)
     with _silence():
         try:
             trainer.fit(module, *loaders, **options)
         except SystemExit:
-            if not trainer.interrupted:
+            if trainer.received_sigterm:  # in the moment before the watcher gave the signal back
+                _set_handler(signal.SIGTERM, terminate)
+                signal.raise_signal(signal.SIGTERM)
+            if not watcher.interrupted:
                 raise
         finally:
-            if signal.getsignal(signal.SIGINT) != handler:
-                signal.signal(signal.SIGINT, handler)
-    return not trainer.interrupted
+            trainer.callbacks.remove(watcher)
+            _set_handler(signal.SIGINT, interrupt)
+            _set_handler(signal.SIGTERM, terminate)
+    return not watcher.interrupted
+
+
+def _signal_watcher(terminate: Any) -> Any:
+    """A callback that gives SIGTERM back to the handler that it had, and knows whether Ctrl+C ended the training.
+
+    A function makes it, so that Lightning is imported only when needed.
+    """
+    import lightning
+
+    class SignalWatcher(lightning.Callback):
+        interrupted = False
+
+        def on_sanity_check_start(self, trainer: Any, module: Any) -> None:
+            _set_handler(signal.SIGTERM, terminate)
+
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            _set_handler(signal.SIGTERM, terminate)
+
+        def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+            self.interrupted = isinstance(exception, KeyboardInterrupt)
+
+    return SignalWatcher()
+
+
+def _set_handler(number: int, handler: Any) -> None:
+    """Sets a signal's handler where it is another; a thread other than the main one finds none changed."""
+    if signal.getsignal(number) != handler:
+        signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -78,8 +114,8 @@ def tensor_loader(
 ) -> DataLoader:
     """Batches taken from tensors by one indexing each, instead of row by row.
 
-    With ``steps``, one epoch is that many batches drawn with replacement: a training run counted
-    in steps is then a single epoch and pays the cost of starting an epoch once.
+    With ``steps``, one epoch is that many batches drawn with replacement: a training counted in steps is then a
+    single epoch and pays the cost of starting an epoch once.
     """
     data = TensorDataset(*tensors)
     if steps is not None:
