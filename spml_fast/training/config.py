@@ -102,14 +102,14 @@ def _check_path(path: list[Any]) -> None:
     if key not in KEYS:
         raise ValueError(_unknown(key, KEYS))
     if len(path) > 1 and key in INNER_KEYS and path[1] not in INNER_KEYS[key]:
-        known = [f"{key}.{inner}" for inner in INNER_KEYS[key]]
-        raise ValueError(_unknown(f"{key}.{path[1]}", known))
+        raise ValueError(_unknown(path[1], INNER_KEYS[key], f"{key}."))
 
 
-def _unknown(key: Any, known: Sequence[str]) -> str:
+def _unknown(key: Any, known: Sequence[str], inside: str = "") -> str:
     close = difflib.get_close_matches(str(key), known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
-    return f"there is no setting {key!r}; {hint}"
+    name = f"{inside}{key}" if inside else key
+    hint = f"did you mean {inside + close[0]!r}?" if close else f"there are {', '.join(inside + k for k in known)}"
+    return f"there is no setting {name!r}; {hint}"
 
 
 def _numbers(value: Any) -> Any:
@@ -182,8 +182,9 @@ def run_config(
     import yaml
 
     for key, value in config.items():
-        for inner in value if isinstance(value, Mapping) else [None]:
-            _check_path([key] if inner is None else [key, inner])
+        _check_path([key])
+        for inner in value if isinstance(value, Mapping) else ():
+            _check_path([key, inner])
     if "data" not in config:
         raise ValueError("the configuration does not say what data to train on: data is missing")
     spec = config["data"]
@@ -216,9 +217,8 @@ def _phase(config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     if options is None:
         return None
     if not isinstance(options, Mapping):
-        raise ValueError(
-            f"{name} must be a mapping with options out of {', '.join(INNER_KEYS[name])}, got {options!r}"
-        )
+        known = ", ".join(INNER_KEYS[name])
+        raise ValueError(f"{name} must be a mapping of some of {known}, got {options!r}")
     options = dict(options)
     if options.get("trunk") is not None:
         with torch.random.fork_rng():

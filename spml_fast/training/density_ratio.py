@@ -375,7 +375,7 @@ def _calibrated_losses(head: str, logits: Tensor, targets: Tensor, epoch: int) -
             f"{head} gives NaN or inf on held-out data after epoch {epoch}: try a smaller lr or "
             f"another precision, or check {head} and what G generates"
         )
-    return _losses(head, logits / _fit_temperature(head, logits, targets), targets)
+    return _losses(head, logits / fit_temperature(head, logits, targets), targets)
 
 
 # ---------------------------------------------------------------------------------- calibration
@@ -388,7 +388,7 @@ def _calibrate(
     reports = {}
     for part in kept.values():
         for head, (logits, targets) in part.held_out.items():
-            temperature = _fit_temperature(head, logits, targets)
+            temperature = fit_temperature(head, logits, targets)
             getattr(clf, f"temperature_{head[-1]}").fill_(temperature)
             raw = _quality(head, logits, targets)
             calibrated = _quality(head, logits / temperature, targets)
@@ -397,7 +397,7 @@ def _calibrate(
     return DensityRatioReport(reports, epochs, interrupted)
 
 
-def _fit_temperature(head: str, logits: Tensor, targets: Tensor) -> float:
+def fit_temperature(head: str, logits: Tensor, targets: Tensor) -> float:
     """The temperature of maximum likelihood, with one unseen example of each class counted in.
 
     Without these, held-out data that are told apart without an error would ask for logits without bound (Platt,

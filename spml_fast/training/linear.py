@@ -237,14 +237,15 @@ class LinearGroup:
         order = torch.randperm(len(task.features), generator=stream(task.seed, 0, self.epoch)).to(task.device)
         labels = task.inputs["labels"][order]
         values = [
-            self._step(rows, row_labels)
+            self.train_batch(rows, row_labels)
             for rows, row_labels in zip(order.split(self.batch_size), labels.split(self.batch_size), strict=True)
         ]
         sizes = torch.tensor([len(rows) for rows in order.split(self.batch_size)], device=task.device)
         means = (torch.stack([torch.stack(v) for v in values]) * sizes[:, None]).sum(0) / len(order)
         self._finish_epoch(means.tolist(), began)
 
-    def _step(self, rows: Tensor, labels: Tensor) -> list[Tensor]:
+    def train_batch(self, rows: Tensor, labels: Tensor) -> list[Tensor]:
+        """A step of all runs on these rows, whose labels are given; returns the runs' losses."""
         task, columns = self.task, self.task.n_labels
         x = task.features.rows(rows)
         logits = x @ self.weight.T
