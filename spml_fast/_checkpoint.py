@@ -1,4 +1,4 @@
-"""Files that survive a kill at any moment, and are read without executing code."""
+"""Files that are written whole or not at all, and read without executing code."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def digest(tensors: Mapping[str, Any]) -> str:
     """
     found = hashlib.blake2b(digest_size=16)
     for name, value in tensors.items():
-        found.update(name.encode())
+        found.update(f"{name}\0".encode())
         if isinstance(value, torch.Tensor | np.ndarray):
             found.update(f"{tuple(value.shape)} {value.dtype}".encode())
             if isinstance(value, torch.Tensor):

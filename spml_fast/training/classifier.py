@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 LARGEST_FEATURE = 1e15
+"""Larger features have squared gradients that float32 cannot hold."""
 
 NEW_SPELLINGS = {
     "loss_options": 'loss={"name": ..., option: value}',
@@ -102,7 +103,7 @@ def train_classifier(
         finetune: :class:`FineTuning`, the trunk and the options of fine-tuning.
         out: the folder for the classifier, its metrics, pictures, report and checkpoints; :class:`RunRecord` also
             takes the report's title and says whether to resume a run and to track recovery.
-        seed: of starts and batches; the split into training and validation rows does not depend on it.
+        seed: seed of starts and batches; the split into training and validation rows does not depend on it.
         accelerator: "auto", "cpu" or "gpu"; for fine-tuning any that Lightning knows.
         progress: show progress bars.
 
@@ -299,7 +300,7 @@ class _Training:
             held = torch.arange(len(data.validation)) if held is None else held
             validation = Rows(data.validation.x, held, {"labels": data.validation_labels})
         start = None
-        if chosen is not None and chosen.validation_map is not None:  # a phase of its own merit
+        if chosen is not None and chosen.validation_map is not None:  # which fine-tuning may fail to improve on
             state = {name: value.detach().clone() for name, value in module.state_dict().items()}
             start = chosen.epoch, chosen.validation_map, state
         end = EpochEnd(
@@ -404,7 +405,7 @@ def _diagonal(values: Tensor) -> Any:
 
 
 def _head(weight: Tensor, scale: tuple[Tensor, Tensor] | None) -> nn.Linear:
-    """The linear layer for features as they are that weights (L, D + 1) are for scaled features."""
+    """A linear layer for unscaled features that does what weights (L, D + 1) do for scaled ones."""
     weight, bias = weight[:, :-1], weight[:, -1]
     if scale is not None:
         mean, deviation = scale

@@ -1,4 +1,4 @@
-"""Trainings as a configuration: what ``spml-fast train`` reads, runs and leaves beside its results."""
+"""Trainings from a configuration, which ``spml-fast train`` reads, runs and writes beside its results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ INNER_KEYS = {
     "finetune": ("trunk", "lr", "batch_size", "epochs", "head_factor", "precision", "workers"),
     "validation": ("share", "labels"),
 }
-"""Keys of the mappings among them whose keys are known."""
+"""Keys inside the mappings of these settings; mappings of others take the options of a loader or a loss."""
 
 NEW_SPELLINGS = {
     "loss_options": "loss: {name: NAME, OPTION: VALUE} (loss.OPTION with --set)",
@@ -54,7 +54,7 @@ NEW_SPELLINGS = {
     "empty_labels": "data.empty_labels",
     "watch": "track_recovery",
 }
-"""Keys of earlier versions."""
+"""Keys of earlier versions, and what to write instead."""
 
 SHORT_FORMS = {"data": "loader", "loss": "name", "trunk": "name", "validation": "share"}
 """Settings that may be a single value, and the key that this value has in the mapping."""
@@ -68,7 +68,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no YAML, no mapping, or a key that there is not; the message names file, line and key.
+        ValueError: no YAML, no mapping, or an unknown key; the message names file, line and key.
     """
     import yaml
 
@@ -95,7 +95,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
 
 def _check_path(path: list[Any]) -> None:
-    """Raises ValueError for a key, or a key inside a mapping, that there is not; says what was meant."""
+    """Raises ValueError for an unknown key, on the top or inside a mapping; says what was probably meant."""
     key = path[0]
     if key in NEW_SPELLINGS:
         raise ValueError(f"there is no setting {key!r} any more; write {NEW_SPELLINGS[key]}")
@@ -127,7 +127,7 @@ def parse_setting(text: str) -> tuple[list[str], Any]:
     """The path and the value of a setting: ``"loss.alpha=0.1"`` -> (["loss", "alpha"], 0.1); the value is YAML.
 
     Raises:
-        ValueError: no "=", or a key that there is not.
+        ValueError: no "=", or an unknown key.
     """
     import yaml
 
@@ -155,10 +155,10 @@ def apply_setting(config: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def load_data(spec: str | Mapping[str, Any]) -> loaders.Splits:
-    """The splits that a configuration's "data" names; "empty_labels" among its options is of the training data.
+    """The splits of a configuration's "data"; an option "empty_labels" goes to the training split.
 
     Raises:
-        ValueError: no loader, or options that it has not.
+        ValueError: no loader, or options that the loader does not have.
     """
     options = {"loader": spec} if isinstance(spec, str) else spec
     if not isinstance(options, Mapping) or "loader" not in options:
@@ -177,7 +177,7 @@ def run_config(
     """Train as the configuration says, into the folder ``out``, which also gets the configuration.
 
     Raises:
-        ValueError: a key that there is not, or a value that is none for it.
+        ValueError: an unknown key, or a value that does not fit its key.
     """
     import yaml
 
@@ -212,7 +212,7 @@ def run_config(
 
 
 def _phase(config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """The options of a phase, its trunk made, or None where the configuration has no such phase."""
+    """The options of a phase with its trunk made, or None where the configuration has no such phase."""
     options = config.get(name)
     if options is None:
         return None
@@ -243,7 +243,7 @@ def evaluate_run(folder: str | Path, data: str | Mapping[str, Any] | None = None
     written anew as well.
 
     Returns:
-        As :func:`spml_fast.metrics.evaluate`.
+        The metrics, as :func:`spml_fast.metrics.evaluate` returns them.
     """
     folder = Path(folder)
     if not (folder / "metrics.json").exists():

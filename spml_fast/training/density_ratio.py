@@ -99,7 +99,7 @@ class DensityRatioReport:
 
 
 class DensityRatio(NamedTuple):
-    """What :func:`train_density_ratio` returns: the classifier and how good it is."""
+    """What :func:`train_density_ratio` returns: the classifier and a report on its quality."""
 
     clf: DensityRatioClassifier
     report: DensityRatioReport
@@ -463,7 +463,7 @@ def _build(sample: Tensor, heads: Heads, n_classes: int, conditional: bool) -> D
 
 
 def _probe(name: str, module: nn.Module, sample: Tensor) -> Tensor:
-    """One forward in eval mode, which also gives lazy layers their shape."""
+    """The output of one forward pass in eval mode, which also gives lazy layers their shape."""
     module.eval()
     with torch.no_grad():
         out = module(sample)

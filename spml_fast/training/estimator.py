@@ -36,19 +36,19 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
             labels; 0 trains on all rows and keeps the last epoch.
         expected_positives: k, how many positives an instance has on average, for "epr" and "role".
         standardize: scale the features to mean 0 and variance 1 first, sparse ones to variance 1.
-        threshold: probability from which on ``predict`` says yes.
+        threshold: least probability for which ``predict`` gives 1.
         random_state: seed of starts and batches.
         accelerator: "auto", "cpu" or "gpu".
         verbose: show a progress bar.
 
     Attributes:
-        classes_: what the L columns of the predictions stand for: the values of y, or 0 ... L - 1 for a matrix.
+        classes_: the labels of the L columns of predictions: the values of y, or 0 ... L - 1 for a matrix.
         coef_, intercept_: (L, n_features) and (L,).
         metrics_: records of the training, see :class:`spml_fast.TrainedClassifier`.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
-    Of scikit-learn's ``check_estimator`` it cannot pass those that want one class per row from ``predict`` or from
-    the columns of ``decision_function``: check_estimator_sparse_array, check_estimator_sparse_matrix,
+    Some checks of scikit-learn's ``check_estimator`` want one class per row, from ``predict`` or from the
+    columns of ``decision_function``. It cannot pass these: check_estimator_sparse_array, check_estimator_sparse_matrix,
     check_classifiers_classes, check_classifiers_train and check_decision_proba_consistency.
     """
 
@@ -82,7 +82,7 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any) -> SinglePositiveClassifier:
-        """Train.
+        """Train on observed labels.
 
         Args:
             X: (N, n_features), dense or sparse.
@@ -147,17 +147,17 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
         return {**options, "name": self.loss}
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """(N, L) logits."""
+        """The logits (N, L)."""
         check_is_fitted(self, "coef_")
         X = validate_data(self, X, accept_sparse="csr", dtype=np.float32, reset=False)
         return X @ self.coef_.T + self.intercept_
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """(N, L): the probability of each label on its own."""
+        """The probability of each label on its own, (N, L)."""
         return expit(self.decision_function(X))
 
     def predict(self, X: Any) -> np.ndarray:
-        """(N, L) int64: 1 where the probability is at least ``threshold``."""
+        """The labels (N, L) int64: 1 where the probability is at least ``threshold``."""
         return (self.predict_proba(X) >= self.threshold).astype(np.int64)
 
     def score(self, X: Any, y: Any) -> float:

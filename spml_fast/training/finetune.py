@@ -1,4 +1,4 @@
-"""Fine-tuning end to end: Lightning's loop, our sampler of rows and a checkpoint after every epoch."""
+"""Fine-tuning end to end: Lightning's loop, with batches and checkpoints that survive a kill."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def loader(data: Rows, batch_size: int, *, seed: int | None = None, workers: int
     """Batches of ``batch_size`` rows over all processes together, shuffled in each epoch if ``seed`` is given.
 
     The processes deal out one permutation between them, so that their batches join to those of a single process.
-    In training all get equally many rows, some row twice if it must be; in validation every row goes to one.
+    In training all get equally many rows, a few of them twice if need be; in validation no row goes to two.
     """
     world, here = world_size(), rank()
     mine = batch_size // world
@@ -181,9 +181,10 @@ def finetune(
 
 
 class EpochEnd(Checkpoint):
-    """Keeps the best epoch's state, records every epoch, writes the checkpoint.
+    """The callback that keeps the best epoch's state, records every epoch and writes the checkpoint.
 
-    A ``Checkpoint``, because Lightning calls those after the module's own end of an epoch, all others before.
+    It is a ``Checkpoint``, because Lightning calls these after the module's own end of an epoch, and all other
+    callbacks before.
 
     Args:
         checkpoint: file of the checkpoint, or None.

@@ -249,7 +249,7 @@ class LinearGroup:
         task, columns = self.task, self.task.n_labels
         x = task.features.rows(rows)
         logits = x @ self.weight.T
-        # The same for all runs but for the estimates.
+        # All runs are given the same, except for ROLE's estimates.
         given = {"labels": labels, "index": rows}
         for name in self.inputs:
             if name not in given and name != "table":

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..data.base import Features
 
 PREDICT_ROWS = 64
-"""Rows that go through a network at once."""
+"""Number of rows that go through a network at once."""
 
 
 class MultiLabelClassifier(nn.Module):
@@ -35,8 +35,12 @@ class MultiLabelClassifier(nn.Module):
         return self.head(self.trunk(x))
 
     def predict_proba(self, x: Features, workers: int = 0) -> Tensor:
-        """(N, L) probabilities, on the CPU; x is a tensor, an array, a scipy CSR matrix or a ``Dataset``, which
-        ``workers`` processes load."""
+        """The probabilities (N, L), on the CPU.
+
+        Args:
+            x: a tensor, an array, a scipy CSR matrix or a ``Dataset``.
+            workers: processes that load a ``Dataset``.
+        """
         return over_rows(lambda batch: self(batch).sigmoid(), self, x, workers)
 
 

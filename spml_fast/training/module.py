@@ -42,7 +42,7 @@ class SPMLModule(lightning.LightningModule):
             for rows that were in no batch. Needs the batches' "index".
 
     Raises:
-        ValueError: a head that the model has not, or an input of the loss that is missing.
+        ValueError: a head that the model does not have, or an input of the loss that is missing.
     """
 
     @renamed("SPMLModule", {"watch": "track_recovery=..."})
@@ -81,7 +81,7 @@ class SPMLModule(lightning.LightningModule):
         self._scored: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, L)."""
+        """The logits (N, L)."""
         return self.model(x)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""Options of the trainings as values: what belongs together is one argument and is checked when it is made."""
+"""Options of the trainings as values: options that belong together are one argument, checked when it is made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class LinearPhase:
     """A linear classifier on fixed features: Adam, over a grid of learning rates and batch sizes.
 
     Attributes:
-        lr, batch_size: of Adam; one number or several, which make a grid. Kept as tuples.
+        lr, batch_size: learning rate and batch size of Adam; one number or several, which make a grid. Kept as
+            tuples.
         epochs: passes over the training rows, for each point of the grid.
         standardize: scale features to mean 0 and variance 1 (sparse ones to variance 1); the classifier returned
             takes x as it is.
@@ -69,7 +70,7 @@ class FineTuning:
         batch_size: rows per step, of all processes together.
         epochs: passes over the training rows.
         head_factor: how many times as fast as the trunk the head learns.
-        precision: of Lightning: "32-true", "bf16-mixed", "16-mixed".
+        precision: precision of Lightning: "32-true", "bf16-mixed", "16-mixed".
         workers: processes that load instances.
         trainer_options: more arguments of ``lightning.Trainer``: loggers, callbacks, clipping.
 
@@ -109,8 +110,8 @@ class Validation:
 
     Attributes:
         data: a share of the training rows, which are then not trained on, or data of its own; 0 for none.
-        labels: "full" for full labels where they are known, as in the papers, or "observed" for those alone that
-            annotators gave.
+        labels: "full" for full labels where they are known, as in the papers, or "observed" for observed labels
+            alone.
     """
 
     data: float | Split = 0.2
@@ -202,8 +203,8 @@ class DensityRatioFit:
         holdout: share of the data held out, stratified by label.
         augment: function from a batch to a batch of the same shape, applied to real and generated instances alike
             in training.
-        accelerator: of Lightning: "auto", "cpu", "gpu", ...
-        precision: of Lightning: "32-true", "bf16-mixed", "16-mixed", ...
+        accelerator: accelerator of Lightning: "auto", "cpu", "gpu", ...
+        precision: precision of Lightning: "32-true", "bf16-mixed", "16-mixed", ...
 
     Raises:
         ValueError: a number out of range.
@@ -244,20 +245,20 @@ def check_kind(name: str, value: object, kind: type) -> None:
 
 
 def check_module(name: str, module: object) -> None:
-    """Raises TypeError for what is no module; a class of modules is none."""
+    """Raises TypeError for a value that is no module, which a class of modules is not."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
 
 
 def check_integer(name: str, value: object, lowest: int) -> int:
-    """The value as an int; raises ValueError where it is none, or too small."""
+    """The value as an int; raises ValueError where it is no integer or too small."""
     if not _is_integer(value, lowest):
         raise ValueError(f"{name} must be an integer, at least {lowest}, got {value!r}")
     return int(value)
 
 
 def _setter(options: object) -> Callable[[str, object], None]:
-    """Sets fields of a frozen dataclass while it is made."""
+    """A function that sets fields of a frozen dataclass while it is made."""
     return lambda name, value: object.__setattr__(options, name, value)
 
 

@@ -1,4 +1,4 @@
-"""The data of a training: splits in any form that users have them in, checked and put into one."""
+"""The data of a training: splits in any form that users have, checked and brought into one form."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _measured_labels(split: MultiLabelData, which: str) -> Tensor:
 
 @contextmanager
 def _located(what: str, advice: str = "") -> Iterator[None]:
-    """Adds to an error whose data it speaks of, and what may be done."""
+    """Adds to an error the split that it speaks of, and what may be done."""
     try:
         yield
     except (ValueError, TypeError, IndexError) as error:
@@ -159,7 +159,7 @@ def _check_goes_with(split: MultiLabelData, train: MultiLabelData, recipe: Recip
 
 
 def _taught_labels(train: MultiLabelData, recipe: Recipe) -> Tensor:
-    """The labels that the loss is called with, once they are known to be good for it."""
+    """The labels that the loss is called with, checked for it."""
     loss = recipe.loss_name
     if (recipe.needs_full_labels or "full_labels" in recipe.inputs) and train.labels is None:
         raise ValueError(f"train: loss {loss!r} needs full labels; the training data have none")

@@ -39,12 +39,12 @@ def quiet_trainer(*, progress: bool, **arguments: Any) -> Any:
 
 
 def quiet_fit(trainer: Any, module: Any, *loaders: DataLoader, **options: Any) -> bool:
-    """``trainer.fit``; whether it ran to its end, so False after Ctrl+C.
+    """Runs ``trainer.fit``; returns whether it ran to its end, which is False after Ctrl+C.
 
-    Lightning answers Ctrl+C by ignoring further ones and leaving the process with its work, and SIGTERM by ending
-    the training at the next batch, after which the script would go on. A library must do neither: the caller of
-    this function decides what to keep after Ctrl+C, and SIGTERM does what it did before the training, which is to
-    end the process where nobody has asked for anything else.
+    Lightning answers Ctrl+C by ignoring further ones and ending the process. After SIGTERM it ends the training at
+    the next batch, and the script would go on. A library must do neither. The caller decides what to keep after
+    Ctrl+C; SIGTERM does what it did before the training, which is to end the process at once unless the user has a
+    handler of their own.
     """
     interrupt, terminate = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
     watcher = _signal_watcher(terminate)
@@ -53,7 +53,7 @@ def quiet_fit(trainer: Any, module: Any, *loaders: DataLoader, **options: Any) -
         try:
             trainer.fit(module, *loaders, **options)
         except SystemExit:
-            if trainer.received_sigterm:  # in the moment before the watcher gave the signal back
+            if trainer.received_sigterm:  # it came before the watcher gave the handler back
                 _set_handler(signal.SIGTERM, terminate)
                 signal.raise_signal(signal.SIGTERM)
             if not watcher.interrupted:
@@ -66,7 +66,7 @@ def quiet_fit(trainer: Any, module: Any, *loaders: DataLoader, **options: Any) -
 
 
 def _signal_watcher(terminate: Any) -> Any:
-    """A callback that gives SIGTERM back to the handler that it had, and knows whether Ctrl+C ended the training.
+    """A callback that gives SIGTERM its handler back, and knows whether Ctrl+C ended the training.
 
     A function makes it, so that Lightning is imported only when needed.
     """
@@ -88,7 +88,7 @@ def _signal_watcher(terminate: Any) -> Any:
 
 
 def _set_handler(number: int, handler: Any) -> None:
-    """Sets a signal's handler where it is another; a thread other than the main one finds none changed."""
+    """Sets the handler of a signal unless it is the same already, as it always is outside the main thread."""
     if signal.getsignal(number) != handler:
         signal.signal(number, handler)
 
@@ -101,7 +101,7 @@ def _silence() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # Advice on workers and loggers; the loaders here have no use for workers.
+            # They advise workers and loggers; the loaders here have no use for workers.
             warnings.filterwarnings("ignore", module="lightning")
             yield
     finally:
@@ -112,7 +112,7 @@ def _silence() -> Iterator[None]:
 def tensor_loader(
     tensors: Sequence[Tensor], batch_size: int, *, shuffle: bool = True, steps: int | None = None
 ) -> DataLoader:
-    """Batches taken from tensors by one indexing each, instead of row by row.
+    """A loader that takes each batch from tensors by one indexing, instead of row by row.
 
     With ``steps``, one epoch is that many batches drawn with replacement: a training counted in steps is then a
     single epoch and pays the cost of starting an epoch once.
@@ -124,6 +124,6 @@ def tensor_loader(
         rows = RandomSampler(data)
     else:
         rows = SequentialSampler(data)
-    # In training a last batch of one row would break batch normalisation.
+    # In training, batch normalisation would fail on a last batch of one row.
     batches = BatchSampler(rows, batch_size, drop_last=shuffle and len(rows) > batch_size)
     return DataLoader(data, sampler=batches, batch_size=None)

@@ -19,7 +19,7 @@ ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 """Where the linear phase runs; fine-tuning runs on whatever Lightning knows."""
 
 FULL_LABEL_LOSSES = ("bce", "bce_ls")
-"""Losses whose labels are the full ones."""
+"""Names of losses that are called with full labels as their labels."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Recipe:
         return self.loss if isinstance(self.loss, nn.Module) else registry[self.loss_name]
 
     def make_loss(self, n_samples: int, n_labels: int, expected_positives: float | None) -> nn.Module:
-        """A new loss module, with what it has to know of the data filled in; a module given is copied."""
+        """A new loss module, with options that depend on the data filled in; a module given is copied."""
         if isinstance(self.loss, nn.Module):
             return copy.deepcopy(self.loss)
         options = {} if isinstance(self.loss, str) else {n: v for n, v in self.loss.items() if n != "name"}
@@ -132,7 +132,7 @@ class Recipe:
         )
 
     def settings(self) -> dict[str, Any]:
-        """What a run must have in common with the one that it continues, by the names of the configuration."""
+        """The settings that a run must share with the one that it continues, by their names in a configuration."""
         found = {"loss": self.loss, "seed": self.seed, "accelerator": self.accelerator}
         for phase, names in (
             ("linear", ("lr", "batch_size", "epochs", "standardize")),
@@ -145,7 +145,7 @@ class Recipe:
 
 
 def called_with(loss: nn.Module | type[Loss]) -> tuple[str, ...]:
-    """Names of what a loss is called with beside the logits, in order; another module's are labels alone."""
+    """Names of what a loss is called with beside the logits; only labels for modules of other packages."""
     names = getattr(loss, "inputs", ("logits", "labels"))[1:]
     return (*names, "index") if "table" in names else names  # optional to ROLE's loss, not to batches
 
@@ -165,9 +165,10 @@ def build_loss(
     frozen_epochs: int = 0,
     expected_positives: float | None = None,
 ) -> Loss:
-    """The loss of this name for a training of so many rows, labels and epochs, where ``options`` do not say.
+    """The loss of this name, with options that are not given filled in for the size of the training.
 
-    The trunk is frozen in the first ``frozen_epochs``, GR's warm-up.
+    Args:
+        frozen_epochs: number of first epochs in which the trunk does not learn, GR's warm-up.
     """
     cls, options = registry[name], dict(options)
     own = set(inspect.signature(cls.__init__).parameters)

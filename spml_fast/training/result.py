@@ -1,4 +1,4 @@
-"""What a training of a classifier returns."""
+"""The result of training a classifier."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class TrainedClassifier:
     """What :func:`spml_fast.train_classifier` returns.
 
     Attributes:
-        model: in eval mode, on the CPU.
-        metrics: what ``metrics.json`` of a run holds.
+        model: the classifier, in eval mode on the CPU.
+        metrics: the content of ``metrics.json`` of a run.
         rows: (n,) int64, the rows of the training data that were trained on, the others having validated.
         train_probabilities: (n, L), predicted for the rows trained on: the recovered labels.
         estimates: (n, L) probabilities of ROLE's label estimator, or None.
@@ -37,5 +37,5 @@ class TrainedClassifier:
     counts: Tensor | None = None
 
     def predict_proba(self, x: Features) -> Tensor:
-        """(N, L) probabilities."""
+        """The probabilities (N, L) of the labels of each row of x."""
         return self.model.predict_proba(x)

@@ -26,11 +26,11 @@ RESULTS = (
 
 
 class RunFolder:
-    """Where a run leaves its checkpoints and its results.
+    """The folder where a run leaves its checkpoints and its results.
 
     Args:
-        settings: what a run must have in common with the one that it continues.
-        resume: continue what lies in ``path``; otherwise all of it is removed.
+        settings: the settings that a run must share with the one that it continues.
+        resume: continue the run in ``path``; otherwise its files are removed.
 
     Raises:
         ValueError: ``path`` holds a run of other settings.
@@ -131,7 +131,7 @@ def write_results(folder: Path, metrics: dict[str, Any], counts: Tensor | None) 
 
 
 def _k_hat(metrics: dict[str, Any]) -> Any:
-    """GR's k(p) in the last epoch, for its figure."""
+    """The function k(p) of GR in the last epoch, for the figure of false negatives."""
     if metrics["loss"] not in ("gr", "gpr") or not metrics["epochs"]:
         return None
     w, b = (metrics["loss_options"][name] for name in ("w", "b"))
@@ -139,7 +139,7 @@ def _k_hat(metrics: dict[str, Any]) -> Any:
 
 
 def fingerprint(recipe: Recipe, validation: Validation, data: TrainingData) -> dict[str, Any]:
-    """The settings of a run in a form that JSON has, with hashes of the data and of the trunk as it comes."""
+    """The settings of a run as plain values, with hashes of the data and of the trunk before training."""
     settings = recipe.settings() | {"validation.labels": validation.labels}
     if isinstance(validation.data, int | float):
         settings["validation"] = validation.data
