@@ -56,7 +56,7 @@ def with_expected_positives(loss: str) -> str | dict[str, str | float]:
 
 
 def linear_row(loss: str, epochs: int) -> Row:
-    """The grid, both ways."""
+    """The grid of the linear phase, by train_classifier and in plain PyTorch."""
     splits = synthetic(positives_per_row=EXPECTED_POSITIVES)
     train, test = splits.train, splits.test
     began = time.perf_counter()
@@ -146,7 +146,7 @@ def resnet18(n_labels: int) -> nn.Module:
 
 
 def finetune_row(loss: str, batch_size: int, options: Options) -> Row:
-    """A step: forward, loss, backward, Adam."""
+    """A step of fine-tuning with the fused loss and with the eager one: forward, loss, backward, Adam."""
     device, n_labels = options.device, 3
     torch.manual_seed(0)
     x = torch.randn(batch_size, 3, 32, 32, device=device)

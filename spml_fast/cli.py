@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 NO_LONGER_FLAGS = {
-    "--train-mode": "--finetune TRUNK, with --linear before it for LinearInit",
+    "--train-mode": "--finetune TRUNK, and --linear beside it for LinearInit",
     "--trunk": "--finetune TRUNK, or --set linear.trunk=TRUNK to train on its features alone",
     "--epochs": "--set linear.epochs=N or --set finetune.epochs=N",
 }

@@ -47,9 +47,9 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
         metrics_: records of the training, see :class:`spml_fast.TrainedClassifier`.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
-    Some checks of scikit-learn's ``check_estimator`` want one class per row, from ``predict`` or from the
-    columns of ``decision_function``. It cannot pass these: check_estimator_sparse_array, check_estimator_sparse_matrix,
-    check_classifiers_classes, check_classifiers_train and check_decision_proba_consistency.
+    It fails those of scikit-learn's ``check_estimator`` that want one class per row, in ``predict`` or in the columns
+    of ``decision_function``: check_estimator_sparse_array, check_estimator_sparse_matrix, check_classifiers_classes,
+    check_classifiers_train and check_decision_proba_consistency.
     """
 
     def __init__(

@@ -184,8 +184,8 @@ def build_loss(
     if name in ("epr", "role") and "expected_positives" not in options:
         raise ValueError(
             f"loss {name!r} needs expected_positives, k: how many positives an instance has on average "
-            f"(1.5 on VOC, 2.9 on COCO); it is counted where full labels are known, otherwise say "
-            f'loss={{"name": "{name}", "expected_positives": k}}'
+            "(1.5 on VOC, 2.9 on COCO); it is counted where full labels are known, otherwise give it with the "
+            "loss's other options"
         )
     if "sync" in own and world_size() > 1:
         options.setdefault("sync", True)

@@ -730,7 +730,7 @@ def test_train_needs_a_folder(capsys):
 @pytest.mark.parametrize(
     ("flag", "value", "new"),
     [
-        ("--train-mode", "linear_init", "--finetune TRUNK, with --linear"),
+        ("--train-mode", "linear_init", "--finetune TRUNK, and --linear"),
         ("--trunk", "small_cnn", "--finetune TRUNK"),
         ("--epochs", "3", "--set linear.epochs=N"),
     ],
