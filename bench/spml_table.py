@@ -29,7 +29,7 @@ import torch
 from common import device_name, option_parser, print_table, read_options, verdict, write_json
 from eager_recipe import train_eager
 
-from spml_fast import train_classifier
+from spml_fast import LinearPhase, train_classifier
 from spml_fast.data import MultiLabelData, Splits, mulan
 from spml_fast.labels import observed_matrix
 from spml_fast.losses import registry
@@ -46,12 +46,13 @@ Row = dict[str, object]
 
 
 def load(folder: Path, name: str, loss: str, seed: int) -> Splits:
-    """Rows without any positive are left out: in this setting every instance has one."""
+    """The splits of a set, without training rows that have no positive: in this setting every instance has one."""
     splits = mulan(folder, name, seed=seed, negatives=int(loss == "iu"))
     rows = splits.train.labels.any(dim=1).nonzero()[:, 0]
     x = splits.train.x
     x = x[rows] if isinstance(x, torch.Tensor) else x[rows.numpy()]
-    train = MultiLabelData(x, splits.train.labels[rows], splits.train.observed[rows], splits.train.names)
+    labels, observed = splits.train.labels[rows], splits.train.observed[rows]
+    train = MultiLabelData(x, labels, observed, splits.train.names, empty_labels="keep")
     return splits._replace(train=train)
 
 
@@ -63,11 +64,7 @@ def measure(folder: Path, name: str, loss: str, seed: int, epochs: int) -> Row:
         splits.train,
         test=splits.test,
         loss=loss,
-        lr=LRS,
-        batch_size=BATCH_SIZE,
-        epochs=epochs,
-        standardize=dense,
-        empty_labels="keep",
+        linear=LinearPhase(LRS, BATCH_SIZE, epochs, standardize=dense),
         seed=seed,
         accelerator="cpu",
         progress=False,

@@ -36,12 +36,12 @@ from common import (
 from eager_recipe import EagerLoss, train_eager
 from torch import Tensor, nn
 
-from spml_fast import train_classifier
+from spml_fast import LinearPhase, train_classifier
 from spml_fast.data import synthetic
 from spml_fast.labels import observed_matrix
 from spml_fast.metrics import mean_average_precision
 from spml_fast.training.prepare import split_rows
-from spml_fast.training.recipe import build_loss
+from spml_fast.training.recipe import build_loss, takes_expected_positives
 
 LRS, BATCH_SIZES, EPOCHS = (1e-2, 1e-3, 1e-4, 1e-5), (8, 16), 25
 EXPECTED_POSITIVES = 1.5
@@ -50,19 +50,21 @@ FINETUNE_BATCHES = (16, 128)
 Row = dict[str, str | int | float | None]
 
 
+def with_expected_positives(loss: str) -> str | dict[str, str | float]:
+    """The loss, with the expected number of positives where it asks for it: the same in both columns."""
+    return {"name": loss, "expected_positives": EXPECTED_POSITIVES} if takes_expected_positives(loss) else loss
+
+
 def linear_row(loss: str, epochs: int) -> Row:
-    """The grid, both ways."""
+    """The grid of the linear phase, by train_classifier and in plain PyTorch."""
     splits = synthetic(positives_per_row=EXPECTED_POSITIVES)
     train, test = splits.train, splits.test
     began = time.perf_counter()
     result = train_classifier(
         train,
         test=test,
-        loss=loss,
-        lr=LRS,
-        batch_size=BATCH_SIZES,
-        epochs=epochs,
-        expected_positives=EXPECTED_POSITIVES,
+        loss=with_expected_positives(loss),
+        linear=LinearPhase(LRS, BATCH_SIZES, epochs),
         accelerator="cpu",
         progress=False,
     )
@@ -144,7 +146,7 @@ def resnet18(n_labels: int) -> nn.Module:
 
 
 def finetune_row(loss: str, batch_size: int, options: Options) -> Row:
-    """A step: forward, loss, backward, Adam."""
+    """A step of fine-tuning with the fused loss and with the eager one: forward, loss, backward, Adam."""
     device, n_labels = options.device, 3
     torch.manual_seed(0)
     x = torch.randn(batch_size, 3, 32, 32, device=device)
@@ -226,7 +228,8 @@ def main() -> None:
         losses = [loss for loss in losses if loss != "role"]  # a step of which has its table's optimiser too
     warn_if_busy(options.threads)
     # Imports and first calls, at nobody's expense.
-    train_classifier(synthetic(64, 0, 8, 4).train, epochs=1, loss="an", accelerator="cpu", progress=False)
+    one_epoch = LinearPhase(epochs=1)
+    train_classifier(synthetic(64, 0, 8, 4).train, loss="an", linear=one_epoch, accelerator="cpu", progress=False)
     rows = []
     for row in measure(options, losses):
         rows.append(row)

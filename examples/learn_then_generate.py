@@ -29,12 +29,8 @@ def main(folder: str) -> None:
     result = sf.train_classifier(
         MultiLabelData(images, torch.from_numpy(digits.labels), observed, ATTRIBUTES),
         loss="role",
-        train_mode="linear_init",
-        trunk=trunk,
-        lr=1e-2,
-        batch_size=16,
-        epochs=10,
-        finetune_lr=1e-4,
+        linear=sf.LinearPhase(lr=1e-2, batch_size=16, epochs=10),
+        finetune=sf.FineTuning(trunk, lr=1e-4),
         seed=0,
     )
     print(f"recovered labels: mAP {100 * result.metrics['recovery']['map']:.1f} from one label per image")

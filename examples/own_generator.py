@@ -43,9 +43,8 @@ def main() -> None:
     x, labels = training_data(6000, np.random.default_rng(0))
     G = Generator()
     trunk = nn.Sequential(nn.Linear(2, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU())
-    ratio = sf.train_density_ratio(
-        G, x, labels, trunk=trunk, epochs=60, lr=3e-3, accelerator="cpu", progress=False
-    )
+    fit = sf.DensityRatioFit(epochs=60, lr=3e-3, accelerator="cpu")
+    ratio = sf.train_density_ratio(G, x, labels, heads=sf.Heads(trunk), fit=fit, progress=False)
     print(ratio.report, "\n")
 
     sampler = sf.S2MSampler(G, ratio.clf, gamma=0.7, gamma_J=1.0)

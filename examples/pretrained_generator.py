@@ -189,17 +189,17 @@ def run(args: argparse.Namespace) -> None:
     else:
         images, labels, names = load_images(args.images, shape)
         indices([*args.i, *args.j], names)  # a wrong name now, not after the training
+        D_v, D_r = heads(shape[0], len(names))
+        accelerator = "cpu" if torch.device(args.device).type == "cpu" else "gpu"
         ratio = sf.train_density_ratio(
             G,
             images,
             labels,
+            heads=sf.Heads(D_v=D_v, D_r=D_r),
+            fit=sf.DensityRatioFit(args.epochs, augment=augment, accelerator=accelerator),
             n_classes=len(names),
-            **dict(zip(("D_v", "D_r"), heads(shape[0], len(names)), strict=True)),
             z_dim=z_dim,
-            epochs=args.epochs,
-            augment=augment,
             seed=args.seed,
-            accelerator="cpu" if torch.device(args.device).type == "cpu" else "gpu",
         )
         print(ratio.report)
         clf = ratio.clf

@@ -102,22 +102,15 @@ def title(target: JointClass) -> str:
 
 def train_ratio(G: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed: int) -> sf.DensityRatio:
     torch.manual_seed(seed)
-    return sf.train_density_ratio(
-        G,
-        images,
-        labels,
-        n_classes=len(NAMES),
+    heads = sf.Heads(
         D_v=nn.Sequential(small_cnn(1, 16, dropout=0.3), nn.Linear(64, 1)),
         D_r=nn.Sequential(small_cnn(1, 64, dropout=0.3), nn.Linear(256, len(NAMES))),
-        epochs=epochs,
-        lr=3e-3,
-        weight_decay=0.05,
-        patience=epochs,
-        holdout=0.1,
-        augment=jitter,
-        seed=seed,
-        accelerator="cpu",
-        progress=False,
+    )
+    fit = sf.DensityRatioFit(
+        epochs, lr=3e-3, weight_decay=0.05, patience=epochs, holdout=0.1, augment=jitter, accelerator="cpu"
+    )
+    return sf.train_density_ratio(
+        G, images, labels, heads=heads, fit=fit, n_classes=len(NAMES), seed=seed, progress=False
     )
 
 

@@ -26,20 +26,33 @@ from .sampling import (
     S2MSampler,
     s2m_sample,
 )
-from .training import DensityRatio, TrainedClassifier, train_classifier, train_density_ratio
+from .training import (
+    DensityRatio,
+    DensityRatioFit,
+    FineTuning,
+    Heads,
+    LinearPhase,
+    TrainedClassifier,
+    train_classifier,
+    train_density_ratio,
+)
 
 __all__ = [
     "IMH",
     "MALA",
     "DensityRatio",
+    "DensityRatioFit",
     "EMAPLLoss",
     "EMLoss",
     "EPRLoss",
+    "FineTuning",
     "GPRLoss",
     "GRLoss",
+    "Heads",
     "JointClass",
     "LabelEstimator",
     "LatentMixture",
+    "LinearPhase",
     "MinMax",
     "Mixture",
     "MultiLabelDensityRatio",

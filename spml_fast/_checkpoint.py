@@ -1,4 +1,4 @@
-"""Files that survive a kill at any moment, and are read without executing code."""
+"""Files that are written whole or not at all, and read without executing code."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
-    """Lets ``write(part)`` write a file beside ``path``, which then takes its name: whole or not at all."""
+    """Writes a file that appears under its name whole or not at all.
+
+    Args:
+        write: writes the file to the path that it is called with, which lies beside ``path``.
+    """
     path = Path(path)
     try:
         write(part_of(path))
@@ -29,12 +32,12 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> Path:
 
 
 def part_of(path: Path) -> Path:
-    """Where this thread writes ``path`` before it takes its name."""
+    """The name under which this thread writes the file ``path`` before it is whole."""
     return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.part")
 
 
 def take_name(path: Path) -> Path:
-    """Gives the part file its name, ``path``."""
+    """Gives the part file, once it is on the disk, its final name ``path``."""
     part = part_of(path)
     with part.open("rb") as file:
         os.fsync(file.fileno())
@@ -43,7 +46,7 @@ def take_name(path: Path) -> Path:
 
 
 def save_state(path: str | Path, state: dict[str, Any]) -> None:
-    """Writes nested dicts and lists of tensors and plain values, whole or not at all.
+    """Writes nested dicts and lists of tensors and plain values to a file.
 
     Numbers of NumPy are written as Python's: others could not be read without executing code.
     """
@@ -59,7 +62,7 @@ def _plain(value: Any) -> Any:
 
 
 def load_state(path: str | Path) -> dict[str, Any]:
-    """What :func:`save_state` wrote; on the CPU.
+    """The state that :func:`save_state` wrote, its tensors on the CPU.
 
     Raises:
         ValueError: the file holds something else, for example code.
@@ -102,14 +105,24 @@ def exclusive(path: str | Path) -> Iterator[None]:
         os.close(file)
 
 
-def digest(tensors: Mapping[str, object]) -> str:
-    """A hash of names, shapes, dtypes and bytes of tensors; what else a state dict holds counts by its repr."""
+def digest(tensors: Mapping[str, Any]) -> str:
+    """A hash that tells data apart: of names, shapes, dtypes and values of tensors, arrays and CSR matrices.
+
+    Strings and numbers count by their value; anything else is not read and counts by its length, if it has one.
+    """
     found = hashlib.blake2b(digest_size=16)
-    for name, tensor in tensors.items():
-        found.update(name.encode())
-        if isinstance(tensor, Tensor):
-            found.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
-            found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        else:
-            found.update(repr(tensor).encode())
+    for name, value in tensors.items():
+        found.update(f"{name}\0".encode())
+        if isinstance(value, torch.Tensor | np.ndarray):
+            found.update(f"{tuple(value.shape)} {value.dtype}".encode())
+            if isinstance(value, torch.Tensor):
+                value = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            found.update(np.ascontiguousarray(value))
+        elif hasattr(value, "indptr"):
+            parts = {"indptr": value.indptr, "indices": value.indices, "data": value.data}
+            found.update(f"{value.shape} {digest(parts)}".encode())
+        elif isinstance(value, str | bytes | int | float | None):
+            found.update(repr(value).encode())
+        elif hasattr(value, "__len__"):
+            found.update(str(len(value)).encode())
     return found.hexdigest()

@@ -1,4 +1,4 @@
-"""What ``torchrun`` says of the processes that it has started; a process by itself is the first of one."""
+"""The processes of a job, as ``torchrun`` describes them in the environment; without it there is one."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import os
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Number of processes of the job."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def rank() -> int:
-    """Which of them this is."""
+    """Number of this process, counted from 0."""
     return int(os.environ.get("RANK", 0))
 
 
 def local_world_size() -> int:
-    """How many there are on this machine."""
+    """Number of processes of the job on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def local_rank() -> int:
-    """Which of those on this machine this is."""
+    """Number of this process among those on this machine, counted from 0."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 

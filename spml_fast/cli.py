@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ._version import __version__
@@ -35,6 +35,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nspml-fast {options.command}: interrupted{options.after_interrupt}", file=sys.stderr)
         return 130
     return 0
+
+
+NO_LONGER_FLAGS = {
+    "--train-mode": "--finetune TRUNK, and --linear beside it for LinearInit",
+    "--trunk": "--finetune TRUNK, or --set linear.trunk=TRUNK to train on its features alone",
+    "--epochs": "--set linear.epochs=N or --set finetune.epochs=N",
+}
+"""Flags of earlier versions of ``spml-fast train``, and what to write instead."""
+
+
+def _no_longer(flag: str, new: str) -> Callable[[str], None]:
+    """The type of a flag that there is no more: refuses every value and says the new spelling."""
+
+    def refuse(value: str) -> None:
+        raise argparse.ArgumentTypeError(f"there is no {flag} any more; write {new}")
+
+    return refuse
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,9 +130,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("config", nargs="?", type=Path, metavar="CONFIG.yaml", help="settings; see the README")
     train.add_argument("--data", metavar="LOADER", help="digits, mulan, arrays, formatted, voc2012, coco2014, ...")
     train.add_argument("--loss", help="gr, role, an, ... (default: gr)")
-    train.add_argument("--train-mode", choices=("linear", "finetune", "linear_init"), help="default: linear")
-    train.add_argument("--trunk", help="small_cnn, a model of torchvision, or package.module:function")
-    train.add_argument("--epochs", type=int, help="of the linear phase (default: 25)")
+    train.add_argument(
+        "--finetune",
+        metavar="TRUNK",
+        help="tune a trunk end to end: small_cnn, a model of torchvision, or package.module:function",
+    )
+    train.add_argument(
+        "--linear",
+        action="store_true",
+        help="with --finetune, a linear phase on the trunk's features first (LinearInit)",
+    )
+    for name, new in NO_LONGER_FLAGS.items():
+        train.add_argument(name, type=_no_longer(name, new), help=argparse.SUPPRESS)
     train.add_argument("--seed", type=int, help="default: 0")
     train.add_argument("--accelerator", help="auto, cpu, gpu, ... (default: auto)")
     train.add_argument(
@@ -123,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="any other setting, e.g. --set lr=[0.01,0.001] --set data.folder=mulan --set loss_options.alpha=0.1",
+        help="any other setting, e.g. --set linear.lr=[0.01,0.001] --set data.folder=mulan --set loss.alpha=0.1",
     )
     train.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     train.add_argument("--restart", action="store_true", help="start anew instead of continuing the run in DIR")
@@ -147,10 +173,14 @@ def _train(options: argparse.Namespace) -> None:
     from .training.config import apply_setting, parse_setting, read_config, run_config, summary
 
     config = {} if options.config is None else read_config(options.config)
-    for name in ("data", "loss", "train_mode", "trunk", "epochs", "seed", "accelerator"):
+    for name in ("data", "loss", "seed", "accelerator"):
         value = getattr(options, name)
         if value is not None:
             config[name] = value
+    if options.linear and config.get("linear") is None:
+        config["linear"] = {}
+    if options.finetune is not None:
+        apply_setting(config, ["finetune", "trunk"], options.finetune)
     for text in options.set:
         apply_setting(config, *parse_setting(text))
     result = run_config(config, options.out, resume=not options.restart, progress=not options.quiet)

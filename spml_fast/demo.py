@@ -38,6 +38,7 @@ from .data.digits import (
 from .labels import single_positives
 from .sampling import JointClass, S2MResult, S2MSampler
 from .training.density_ratio import DensityRatio, DensityRatioClassifier, train_density_ratio
+from .training.options import DensityRatioFit, Heads
 from .training.quiet import quiet_fit, quiet_trainer, tensor_loader
 
 Z_DIM = 32
@@ -334,7 +335,14 @@ def train_generator(
 
 
 def train_classifiers(
-    G: DigitGenerator, images: Tensor, labels: Tensor, *, epochs: int = 120, seed: int = 0, **options: Any
+    G: DigitGenerator,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    epochs: int = 120,
+    seed: int = 0,
+    accelerator: str = "auto",
+    progress: bool = True,
 ) -> DensityRatio:
     """D_v and D_r, a small CNN each, calibrated on a tenth of the data.
 
@@ -349,18 +357,19 @@ def train_classifiers(
         G,
         images,
         labels,
+        heads=Heads(D_v=D_v, D_r=D_r),
+        fit=DensityRatioFit(
+            epochs,
+            lr=3e-3,
+            weight_decay=0.05,
+            patience=epochs,  # none: the learning rate must come down before epochs can be compared
+            holdout=0.1,
+            augment=jitter,
+            accelerator=accelerator,
+        ),
         n_classes=len(ATTRIBUTES),
-        D_v=D_v,
-        D_r=D_r,
-        epochs=epochs,
-        batch_size=128,
-        lr=3e-3,
-        weight_decay=0.05,
-        patience=epochs,  # none: the learning rate must come down before epochs can be compared
-        holdout=0.1,
-        augment=jitter,
         seed=seed,
-        **options,
+        progress=progress,
     )
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
 
-from spml_fast._checkpoint import exclusive, load_state, save_state, write_atomically
+from spml_fast._checkpoint import digest, exclusive, load_state, save_state, write_atomically
 
 
 class Touch:
@@ -273,3 +274,65 @@ def test_a_damaged_file_is_refused_by_name(tmp_path, damage):
         path.unlink()
     with pytest.raises((ValueError, FileNotFoundError), match=r"state\.pt"):
         load_state(path)
+
+
+# --- digest ---------------------------------------------------------------------------------------
+
+VALUES = np.arange(12, dtype=np.float32).reshape(4, 3) % 5
+SPARSE = csr_matrix(VALUES)
+
+
+def moved(matrix):
+    """The same columns and values, one row further down."""
+    starts = np.r_[0, 0, matrix.indptr[1:-2], matrix.indptr[-1]].astype(matrix.indptr.dtype)
+    return csr_matrix((matrix.data, matrix.indices, starts), shape=matrix.shape)
+
+
+def changed(values, place):
+    values = values.copy()
+    values[place] += 1
+    return values
+
+
+DIFFERENT = {
+    "nothing": {},
+    "none": {"x": None},
+    "none of another name": {"xy": None},
+    "twice none": {"x": None, "y": None},
+    "values": {"x": torch.from_numpy(VALUES)},
+    "another name": {"y": torch.from_numpy(VALUES)},
+    "another value": {"x": torch.from_numpy(changed(VALUES, (3, 2)))},
+    "another shape": {"x": torch.from_numpy(VALUES.reshape(3, 4))},
+    "another dtype": {"x": torch.from_numpy(VALUES).double()},
+    "the same bytes in another dtype": {"x": torch.from_numpy(VALUES).view(torch.int32)},
+    "bfloat16": {"x": torch.from_numpy(VALUES).bfloat16()},
+    "no rows": {"x": torch.zeros(0, 3)},
+    "a number": {"x": torch.tensor(1.0)},
+    "another number": {"x": torch.tensor(2.0)},
+    "bool": {"x": torch.from_numpy(VALUES > 2)},
+    "sparse": {"x": SPARSE},
+    "sparse, another value": {"x": csr_matrix(changed(VALUES, (3, 2)))},
+    "sparse, other rows": {"x": moved(SPARSE)},
+    "sparse, more columns": {"x": csr_matrix((SPARSE.data, SPARSE.indices, SPARSE.indptr), shape=(4, 5))},
+    "a list of two": {"x": [1, 2]},
+    "a list of three": {"x": [1, 2, 3]},
+    "two": {"x": torch.from_numpy(VALUES), "y": torch.from_numpy(VALUES)},
+}
+
+
+def test_digests_tell_data_apart():
+    digests = {name: digest(values) for name, values in DIFFERENT.items()}
+    assert len(set(digests.values())) == len(digests)
+
+
+def test_digests_are_of_values_whatever_their_layout():
+    x = torch.from_numpy(VALUES)
+    strided = torch.full((8, 3), torch.nan)
+    strided[::2] = x
+    for same in (x.clone(), x.t().contiguous().t(), strided[::2], x.clone().requires_grad_()):
+        assert digest({"x": same}) == digest({"x": x})
+    frozen = VALUES.copy()
+    frozen.flags.writeable = False
+    assert digest({"x": frozen}) == digest({"x": VALUES}) == digest({"x": np.asfortranarray(VALUES)})
+    assert digest({"x": SPARSE.copy()}) == digest({"x": SPARSE})
+    assert len(digest({"x": x})) == 32

@@ -1,4 +1,4 @@
-"""The multi-label sets of the Mulan collection, ARFF with the names of the labels in an XML file.
+"""The multi-label sets of the Mulan collection: ARFF files, with the names of the labels in an XML file.
 
 Source: Tsoumakas et al., "Mulan: A Java Library for Multi-Label Learning", JMLR 2011.
 """
@@ -34,21 +34,22 @@ def mulan(
 ) -> Splits:
     """A set of the Mulan collection in its published split.
 
-    Numeric attributes stay as they are; of a nominal attribute over 0 and 1 its value is the feature, any other
-    nominal attribute becomes one feature per declared value (one-hot). Training rows without a positive are kept
+    Numeric attributes are features as they are, and so are nominal attributes over 0 and 1; any other nominal
+    attribute becomes one feature per declared value (one-hot). Training rows without a positive are kept
     with nothing observed.
 
     Args:
-        folder: has ``<name>.xml``, and of each split ``<name>-train.arff`` or ``<name>-train-sparse.arff``.
-        name: "scene", "bibtex", ...
-        seed: of the simulated training labels.
+        folder: folder with ``<name>.xml``, and for each split ``<name>-train.arff`` or
+            ``<name>-train-sparse.arff``.
+        name: name of the set: "scene", "bibtex", ...
+        seed: seed of the simulated training labels.
         sparse: whether features become a scipy CSR matrix, float32, or a dense float32 tensor; as the training
             file is written unless given.
-        encoding: of the ARFF files.
+        encoding: text encoding of the ARFF files.
         simulation: see :class:`~spml_fast.data.base.Simulation`.
 
     Raises:
-        FileNotFoundError: naming the file.
+        FileNotFoundError: a file is missing; the message names it.
         ValueError: a file that is not as described, naming file, line and attribute.
     """
     folder = Path(folder)
@@ -64,8 +65,8 @@ def mulan(
 class _Arff(NamedTuple):
     """A decoded file.
 
-    ``values`` (N, attributes), a float64 array, or CSR if the file is in the sparse format; nominal values are
-    places in their declaration. ``attributes``: of each its name, and the declared values if it is nominal.
+    ``values`` (N, attributes) is a float64 array, or CSR if the file is in the sparse format; nominal values are
+    places in their declaration. ``attributes`` has the name of each, and the declared values of nominal ones.
     """
 
     path: Path
@@ -107,7 +108,7 @@ def _decode(path: Path, encoding: str) -> _Arff:
         raise ValueError(f"{path} is not {encoding} ({error}); give its encoding") from error
     at = re.search(r"(?im)^[ \t]*@data\b.*$", text)
     header, data = (text, "") if at is None else (text[: at.end()], text[at.end() :])
-    # liac-arff knows a space after @attribute, Weka a tab as well. And it leaves a row as it stands, all text, if
+    # liac-arff knows a space after @attribute, Weka a tab as well. It also leaves a whole row as text if
     # one of its integers is NaN.
     header = re.sub(r"(?m)^[ \t]*(@\w+)[ \t]+", r"\1 ", header)
     text = re.sub(r"(?im)^(@attribute .*\s)integer[ \t]*$", r"\1real", header) + data
@@ -136,7 +137,7 @@ def _decode(path: Path, encoding: str) -> _Arff:
 def _dense_values(
     rows: Sequence[Sequence[float | None]], width: int
 ) -> tuple[np.ndarray | None, Sequence[int] | None]:
-    """(N, width) float64 of rows of values, or the place of the first value that is none."""
+    """Rows of values as a float64 array (N, width), or the place of the first value that is no number."""
     matrix = np.array(rows, dtype=np.float64).reshape(len(rows), width)
     wrong = np.argwhere(_not_finite(matrix)).tolist()
     return (None, wrong[0]) if wrong else (matrix, None)
@@ -145,7 +146,7 @@ def _dense_values(
 def _sparse_values(
     rows: Sequence[dict[int, float | None]], width: int
 ) -> tuple[csr_matrix | None, Sequence[int] | None]:
-    """CSR of rows {column: value}, or the place of the first value that is none."""
+    """Rows {column: value} as a CSR matrix, or the place of the first value that is no number."""
     from scipy.sparse import csr_matrix
 
     indptr = np.cumsum([0, *map(len, rows)])
@@ -165,14 +166,14 @@ def _not_finite(values: np.ndarray) -> np.ndarray:
 
 
 def _line(text: str, row: int) -> int:
-    """Which line of the file holds the data row."""
+    """The number of the line of the file that holds a data row."""
     lines = [line.strip() for line in text.split("\n")]
     start = next(i for i, line in enumerate(lines) if line.lower().startswith("@data")) + 1
     return [i for i, line in enumerate(lines[start:], start + 1) if line and line[0] != "%"][row]
 
 
 def _features(file: _Arff, names: Sequence[str], sparse: bool) -> Tensor | csr_matrix:
-    """Every attribute that is no label: (N, D) float32."""
+    """The features (N, D) float32: every attribute that is no label."""
     from scipy.sparse import csr_matrix, hstack, issparse
 
     labels = set(_label_columns(file, names))
@@ -195,14 +196,14 @@ def _features(file: _Arff, names: Sequence[str], sparse: bool) -> Tensor | csr_m
 
 
 def _column_of_places(file: _Arff, j: int, values: np.ndarray | None, one_hot: int) -> np.ndarray:
-    """(N, k) float64: what the places of a nominal attribute stand for."""
+    """The features (N, k) float64 of a nominal attribute, whose values are given as places in its declaration."""
     places = file.values[:, [j]]
     places = np.asarray(places.toarray() if file.sparse else places).ravel().astype(np.int64)
     return (np.eye(one_hot) if values is None else values[:, None])[places]
 
 
 def _zero_one(declared: Sequence[str]) -> np.ndarray | None:
-    """The values of a nominal attribute over 0 and 1, in the order of its declaration."""
+    """The values 0 and 1 of a nominal attribute in the order of its declaration."""
     return np.array(declared, dtype=np.float64) if set(declared) <= {"0", "1"} else None
 
 
@@ -222,7 +223,7 @@ def _labels(file: _Arff, names: Sequence[str]) -> Tensor:
 
 
 def _label_columns(file: _Arff, names: Sequence[str]) -> list[int]:
-    """Which attributes are the labels. XML has names as they are, ARFF may have escaped them."""
+    """The places of the labels among the attributes. XML has names as they are, ARFF may have escaped them."""
     exact = {name: j for j, (name, _) in enumerate(file.attributes)}
     plain = {_unescaped(name): j for name, j in exact.items()}
     missing = [name for name in names if name not in exact and _unescaped(name) not in plain]

@@ -31,7 +31,7 @@ def formatted(
     seed: int | np.random.Generator | None = 0,
     **simulation: Unpack[Simulation],
 ) -> Splits:
-    """The files that Cole et al. (CVPR 2021) prepare, and most who came after them share.
+    """Data in the files of Cole et al. (CVPR 2021), a convention that most later papers share.
 
     ``formatted_{train,val}_labels.npy`` (N, L), ``formatted_{train,val}_images.npy`` (N,) file names,
     ``formatted_train_labels_obs.npy`` (N, L) with 1, 0 and -1, and ``{train,val}_features_<name>.npy`` (N, D).
@@ -40,16 +40,16 @@ def formatted(
     observed.
 
     Args:
-        folder: has these files.
-        features: which features, "imagenet_resnet50" in their repository; the only ones there unless given.
-        images: instead of features read images, whose names are relative to this folder.
-        names: of the labels.
+        folder: folder with these files.
+        features: name of the features, "imagenet_resnet50" in their repository; default: the only ones there.
+        images: folder that the file names are relative to; reads images instead of features.
+        names: names of the labels.
         size, augment: see :class:`~spml_fast.data.images.ImageFiles`; test images are never augmented.
-        seed: of simulated training labels.
+        seed: seed of the simulated training labels.
         simulation: see :class:`~spml_fast.data.base.Simulation`.
 
     Raises:
-        FileNotFoundError: naming the file.
+        FileNotFoundError: a file is missing; the message names it.
         ValueError: a file that is not as described, naming it.
     """
     folder = Path(folder)
@@ -81,7 +81,7 @@ def formatted(
 def arrays(
     path: str | Path, *, seed: int | np.random.Generator | None = 0, **simulation: Unpack[Simulation]
 ) -> Splits:
-    """Features and labels of one's own, from an .npz file or a folder of .npy files.
+    """Your own features and labels, from an .npz file or a folder of .npy files.
 
     For each split, ``train``, ``test`` and ``validation``, of which only ``train`` must be there:
 
@@ -90,16 +90,16 @@ def arrays(
     * ``observed_train``: (N,) integers, the index of the one observed positive (-1: none), or (N, L) with 1, 0 and
       -1. Left out, it is simulated from ``labels_train``; rows without a positive keep nothing observed.
 
-    And ``names`` (L,), of the labels. Sparse features are files ``x_<split>.npz``, as written by
+    ``names`` (L,) are the names of the labels. Sparse features are files ``x_<split>.npz``, as written by
     ``scipy.sparse.save_npz``, in the folder (beside the .npz file).
 
     Args:
         path: the .npz file, or the folder.
-        seed: of simulated training labels.
+        seed: seed of the simulated training labels.
         simulation: see :class:`~spml_fast.data.base.Simulation`.
 
     Raises:
-        FileNotFoundError: naming the file.
+        FileNotFoundError: a file is missing; the message names it.
         ValueError: an array that is missing or not as described, naming it.
     """
     path = Path(path)
@@ -138,7 +138,7 @@ def arrays(
 
 
 def _read(path: Path) -> dict[str, np.ndarray | csr_matrix]:
-    """Every array that has one of the names we know, by name."""
+    """The arrays that have one of the known names, by name."""
     keys = {f"{key}_{split}" for key in ("x", "labels", "observed") for split in SPLITS} | {"names"}
     if path.is_dir():
         folder, given = path, {key: _load(path / f"{key}.npy") for key in keys if (path / f"{key}.npy").is_file()}
@@ -155,7 +155,7 @@ def _read(path: Path) -> dict[str, np.ndarray | csr_matrix]:
 
 
 def _numbered(path: Path, splits: Mapping[str, tuple]) -> tuple[str, ...]:
-    """Names "0", "1", ...: as many as any label matrix has columns."""
+    """Names "0", "1", ... for the columns of the label matrices."""
     for _, labels, observed in splits.values():
         for matrix in (labels, observed):
             if matrix is not None and matrix.ndim == 2:
@@ -193,7 +193,7 @@ def _training(
 
 
 def _index_form(observed: Tensor) -> Tensor:
-    """(N,) int64 if no row has a negative or a second positive, (N, L) int8 otherwise."""
+    """Observed labels as (N,) int64 if no row has a negative or a second positive, as (N, L) int8 otherwise."""
     if observed.dim() == 1:
         return observed
     observed = observed.to(torch.int8)
@@ -238,7 +238,7 @@ def _image_names(path: Path, images: Path) -> list[Path]:
 
 
 def _features(values: np.ndarray | csr_matrix, where: str | Path) -> Tensor | csr_matrix:
-    """float32, whatever the dtype was."""
+    """Features as float32, whatever the dtype was."""
     if values.dtype.kind not in "fiub":
         raise ValueError(f"{where} must be real numbers, got {values.dtype}")
     if not isinstance(values, np.ndarray):

@@ -1,13 +1,13 @@
 """What every loader returns: the splits of a multi-label data set, each with the labels that training may see.
 
-And what everyone who takes such data checks: :func:`check_training` and the functions under it.
+:func:`check_training` and the functions below it check such data for everyone who trains on them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -35,7 +35,10 @@ class MultiLabelData:
         labels: full labels (N, L) bool, or None where nobody knows them.
         observed: what training may see: (N,) int64, the index of the one observed positive (-1: none), or (N, L)
             int8 with 1 observed positive, 0 unobserved, -1 observed negative. None: not meant for training.
-        names: of the L labels, each once; "0", "1", ... unless given.
+        names: names of the L labels, each once; "0", "1", ... unless given.
+        pseudo_labels: (N, L) in {-1, 0, 1}, another model's or annotator's guess, for GPR; 0 where there is none.
+        empty_labels: what a training does with labels of which no training row was observed to be positive:
+            "refuse" them, or "keep" them beside the others.
 
     Raises:
         ValueError, TypeError: parts that do not fit together or are of another kind.
@@ -45,11 +48,16 @@ class MultiLabelData:
     labels: Tensor | None = None
     observed: Tensor | None = None
     names: Sequence[str] = field(default=())
+    _: KW_ONLY
+    pseudo_labels: Tensor | None = None
+    empty_labels: str = "refuse"
 
     def __post_init__(self) -> None:
+        if self.empty_labels not in ("refuse", "keep"):
+            raise ValueError(f"empty_labels must be 'refuse' or 'keep', got {self.empty_labels!r}")
         object.__setattr__(self, "x", as_x(self.x))
         n = len(self)
-        for name in ("labels", "observed"):
+        for name in ("labels", "observed", "pseudo_labels"):
             value = getattr(self, name)
             if value is None:
                 continue
@@ -81,7 +89,7 @@ class MultiLabelData:
 
     @property
     def n_labels(self) -> int:
-        """L."""
+        """Number of labels, L."""
         return len(self.names)
 
     def _count_labels(self) -> int | None:
@@ -91,11 +99,16 @@ class MultiLabelData:
         return None
 
 
+if TYPE_CHECKING:
+    Features = Tensor | np.ndarray | csr_matrix | Dataset
+    Split = MultiLabelData | tuple[Features, Tensor | np.ndarray]
+
+
 def as_x(x: Any) -> Tensor | csr_matrix | Dataset:
-    """x in one of the forms that :class:`MultiLabelData` has.
+    """Features or images in one of the forms that :class:`MultiLabelData` has.
 
     Raises:
-        ValueError, TypeError: it can be brought into none of them.
+        ValueError, TypeError: x can be brought into none of these forms.
     """
     if isinstance(x, np.ndarray):
         if x.dtype.kind not in "biuf":
@@ -123,7 +136,7 @@ def as_x(x: Any) -> Tensor | csr_matrix | Dataset:
 
 
 class Splits(NamedTuple):
-    """A data set as its distributors split it; ``validation`` where they made one."""
+    """A data set as its distributors split it; ``validation`` is None where they made no such split."""
 
     train: MultiLabelData
     test: MultiLabelData | None = None
@@ -134,7 +147,7 @@ class Splits(NamedTuple):
 
 
 class Simulation(TypedDict, total=False):
-    """How a loader simulates the training labels: keywords of :func:`spml_fast.labels.single_positives`."""
+    """How a loader simulates training labels: keywords of :func:`spml_fast.labels.single_positives`."""
 
     positives: int
     negatives: int
@@ -149,13 +162,13 @@ def training_data(
     seed: int | np.random.Generator | None,
     simulation: Simulation,
 ) -> MultiLabelData:
-    """A training split whose observed labels are simulated; rows without a positive stay, without one observed."""
+    """A training split with simulated observed labels; rows without a positive stay, with nothing observed."""
     observed = single_positives(labels, seed=seed, empty="keep", **simulation)
     return MultiLabelData(x, labels, observed, names)
 
 
 def full_labels(values: np.ndarray | Tensor, where: str) -> Tensor:
-    """(N, L) bool of a matrix of 0 and 1 in any dtype; ``where`` it came from goes into the error."""
+    """Full labels (N, L) bool from a matrix of 0 and 1 in any dtype; errors say ``where`` it came from."""
     if isinstance(values, np.ndarray) and values.dtype.kind not in "biuf":
         raise ValueError(f"{where} must be numbers, got {values.dtype}")
     values = torch.as_tensor(values)
@@ -174,8 +187,8 @@ def full_labels(values: np.ndarray | Tensor, where: str) -> Tensor:
 def check_training(data: MultiLabelData) -> None:
     """Refuses data that no training can use: features that are not finite, observed labels absent or out of range.
 
-    Unobserved rows and labels are for training to decide: :func:`check_rows_observed`,
-    :func:`check_labels_observed`.
+    Whether rows or labels without an observation are refused, each training decides:
+    :func:`check_rows_observed`, :func:`check_labels_observed`.
 
     Raises:
         ValueError, TypeError, IndexError: what is wrong, naming the first row.
@@ -193,7 +206,7 @@ def check_training(data: MultiLabelData) -> None:
 
 
 def check_features(x: Tensor | csr_matrix | Dataset) -> None:
-    """Refuses NaN and inf. A ``Dataset`` is not read: its instances show themselves when they are loaded.
+    """Refuses features with NaN or inf. A ``Dataset`` is not read, which would load all of its instances.
 
     Raises:
         ValueError: naming the first row and column (of images: instance, channel, row and column).
@@ -219,7 +232,7 @@ def _refuse(count: int, place: list[int], value: float) -> None:
 
 
 def check_rows_observed(observed: Tensor) -> None:
-    """Refuses instances of which nothing was observed.
+    """Refuses observed labels in which a row has no label.
 
     Raises:
         ValueError: how many rows, and the first.
@@ -231,7 +244,7 @@ def check_rows_observed(observed: Tensor) -> None:
 
 
 def check_labels_observed(observed: Tensor, names: Sequence[str]) -> None:
-    """Refuses labels that were never observed positive: nothing teaches a classifier what they are.
+    """Refuses labels that were never observed positive: nothing would teach a classifier what they are.
 
     Raises:
         ValueError: their names.

@@ -1,7 +1,7 @@
-"""CIFAR-10 with attributes: several of the ten classes have each, and each class has several.
+"""CIFAR-10 with attributes: each of the ten classes has some of them, and several classes share each.
 
-Source of the images: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009; of CIFAR-7to3: Cho
-et al., "Mining Multi-Label Samples from Single Positive Labels", NeurIPS 2022.
+Source of the images: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009 and
+of CIFAR-7to3: Cho et al., "Mining Multi-Label Samples from Single Positive Labels", NeurIPS 2022.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def cifar10(
     Args:
         path: a folder or a tar file, compressed or not, of ``{train,test}/<class>/*`` in JPEG or PNG. A tar file
             is read as it is, nothing is unpacked to disk.
-        mapping: attribute -> the classes that have it; or "7to3".
-        classes: which to read; all ten unless given.
-        limit: at most so many images per class and split, the first by file name.
-        seed: of the simulated training labels.
+        mapping: the classes that have each attribute, by attribute; or "7to3".
+        classes: classes to read; default: all ten.
+        limit: at most so many images per class and split, the first ones by file name.
+        seed: seed of the simulated training labels.
         simulation: see :class:`~spml_fast.data.base.Simulation`.
 
     Raises:
@@ -103,7 +103,7 @@ def _known(classes: Sequence[str], where: str) -> list[str]:
 
 
 def _read(path: Path, classes: Sequence[str], limit: int | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """By split: images (N, 3, 32, 32), and (N,) int64, the place of each image's class in ``classes``."""
+    """Images (N, 3, 32, 32) by split, and (N,) int64, the place of each image's class in ``classes``."""
     if path.is_dir():
         kept = _choose(path, _folder_files(path), classes, limit)
     elif path.is_file():
@@ -124,14 +124,14 @@ def _read(path: Path, classes: Sequence[str], limit: int | None) -> tuple[dict[s
 
 
 def _folder_files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """Names and how to read them. Two levels and the files, not a walk through whatever lies under the folder."""
+    """The files of a folder, by name, and how to read each; only two levels of folders are looked at."""
     for file in sorted(path.glob("*/*/*")):
         if file.is_file():
             yield file.relative_to(path).as_posix(), file.read_bytes
 
 
 def _tar_files(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
-    """The same of a tar file. One way only: a compressed one cannot be read back and forth."""
+    """The files of a tar file, in its own order: a compressed one cannot be read back and forth."""
     with tarfile.open(path, "r|*") as archive:
         for member in archive:
             if member.isfile():
@@ -144,7 +144,7 @@ def _choose(
     classes: Sequence[str],
     limit: int | None,
 ) -> dict[tuple[str, str], dict[str, bytes]]:
-    """(split, class) -> name -> content, the first ``limit`` by name; in one pass, whatever the order."""
+    """The contents of the first ``limit`` files by name, for each (split, class); in one pass, in any order."""
     kept = {(split, owner): {} for split in ("train", "test") for owner in classes}
     last = {}
     for name, read in files:
@@ -171,7 +171,7 @@ def _choose(
 
 
 def _decode(path: Path, files: Sequence[tuple[str, bytes]]) -> Tensor:
-    """(N, 3, 32, 32) float32 in [-1, 1]."""
+    """Decoded images (N, 3, 32, 32) float32 in [-1, 1]."""
     from PIL import Image
 
     pixels = torch.empty(len(files), 32, 32, 3, dtype=torch.uint8)

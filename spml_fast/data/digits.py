@@ -3,7 +3,7 @@
 The 7-to-3 digits: seven digits stand for the seven non-empty joint classes of three attributes. The
 mapping is that of CIFAR-7to3: digit 0 has attribute A only, 1 has A and B, ..., 6 has all three.
 
-The digit attributes: what is true of a digit, nine properties over all ten digits.
+The digit attributes: nine properties of all ten digits.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ PROPERTIES = {
     "at least five": (5, 6, 7, 8, 9),
     "power of two": (1, 2, 4, 8),
     "Fibonacci": (0, 1, 2, 3, 5, 8),
-    # Those that always have one: many a handwritten 4 is open at the top, few 2s have a loop at the foot.
+    # Digits that always have one: many a handwritten 4 is open at the top, few 2s have a loop at the foot.
     "closed loop": (0, 6, 8, 9),
     # The foot of the 2, the crossbar of the 4, the top of the 5 and of the 7.
     "horizontal bar": (2, 4, 5, 7),
 }
-"""The digits of which each property is true; every digit has one, no two digits have the same."""
+"""The digits that have each property; every digit has at least one, no two digits have the same ones."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Digits:
 
     Attributes:
         images: (n, 1, 8, 8) float32 in [-1, 1].
-        digits: (n,) int64 in 0 ... 6. Full knowledge: only for judging what was drawn.
+        digits: (n,) int64 in 0 ... 6, for judging what was drawn, never for training.
         labels: (n, 3) bool, the attributes of each digit.
     """
 
@@ -79,7 +79,7 @@ def digit_attributes(
 
     Args:
         images: x (N, 1, 8, 8) in [-1, 1] instead of the pixels (N, 64) in [0, 1]; both float32.
-        seed: of the simulated training labels; the split is always the same.
+        seed: seed of the simulated training labels; the split is always the same.
         simulation: see :class:`~spml_fast.data.base.Simulation`.
     """
     from sklearn import datasets
@@ -100,7 +100,7 @@ def digit_attributes(
 
 
 def joint_class_name(has: tuple[int, ...], has_not: tuple[int, ...] = ()) -> str:
-    """``joint_class_name((0, 2), (1,))`` is ``"A+C-B"``."""
+    """The name of a joint class: ``"A+C-B"`` for (0, 2) and not (1,)."""
     return "+".join(ATTRIBUTES[i] for i in has) + "".join(f"-{ATTRIBUTES[j]}" for j in has_not)
 
 

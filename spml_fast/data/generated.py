@@ -1,4 +1,4 @@
-"""Data from a formula, as large as one likes."""
+"""Random data of any size."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def synthetic(
     The defaults have the size of PASCAL VOC 2012 with the features of a ResNet-50.
 
     Args:
-        n_train, n_test, n_features, n_labels: the size.
-        positives_per_row: on average, 1 to ``n_labels``; rows have this number rounded down or up.
-        seed: of everything: teacher, features, labels and what is observed of them.
+        n_train, n_test, n_features, n_labels: numbers of rows, features and labels.
+        positives_per_row: positives of a row on average, 1 to ``n_labels``; rows have it rounded down or up.
+        seed: seed of everything: teacher, features, labels and what is observed of them.
         simulation: see :class:`~spml_fast.data.base.Simulation`.
 
     Raises:

@@ -32,20 +32,20 @@ def voc2012(
     seed: int | np.random.Generator | None = 0,
     **simulation: Unpack[Simulation],
 ) -> Splits:
-    """PASCAL VOC 2012: 5,717 training images, and the 5,823 of ``val``, on which papers test.
+    """PASCAL VOC 2012: 5,717 training images, and as test data the 5,823 of ``val``, as in the papers.
 
     A training image without a positive is kept with nothing observed.
 
     Args:
-        root: ``VOCdevkit/VOC2012`` or a folder above it; has ``Annotations``, ``ImageSets/Main``, ``JPEGImages``.
-        difficult: whether an object marked as difficult makes its class positive. Not so in the challenge's own
-            lists nor in the papers.
+        root: ``VOCdevkit/VOC2012`` or a folder above it, with ``Annotations``, ``ImageSets/Main``, ``JPEGImages``.
+        difficult: whether an object marked as difficult makes its class positive. In the challenge's own lists and
+            in the papers it does not.
         size, augment: see :class:`~spml_fast.data.images.ImageFiles`; test images are never augmented.
-        seed: of the simulated training labels.
+        seed: seed of the simulated training labels.
         simulation: see :class:`~spml_fast.data.base.Simulation`.
 
     Raises:
-        FileNotFoundError: naming the file.
+        FileNotFoundError: a file is missing; the message names it.
         ValueError: an annotation that is not as described, naming the file.
     """
     root = _voc_root(Path(root))
@@ -79,7 +79,7 @@ def _voc_objects(path: Path, difficult: bool) -> list[int]:
         objects = ElementTree.parse(path).getroot().findall("object")
     except ElementTree.ParseError as error:
         raise ValueError(f"{path} is not XML: {error}") from error
-    # A person's parts, inside <object>, have names as well: only those right under it are of the object.
+    # The parts of a person have names inside <object> as well; only a name right under it is the object's.
     names = [o.findtext("name", "").strip() for o in objects if difficult or o.findtext("difficult", "0") != "1"]
     for name in names:
         if name not in VOC_CLASSES:
@@ -95,20 +95,20 @@ def coco2014(
     seed: int | np.random.Generator | None = 0,
     **simulation: Unpack[Simulation],
 ) -> Splits:
-    """MS-COCO 2014: 82,783 training images, and the 40,504 of ``val``, on which papers test.
+    """MS-COCO 2014: 82,783 training images, and as test data the 40,504 of ``val``, as in the papers.
 
     80 classes in the order of their category id; an image has those of its annotations, crowds included. Images
     are in the order of their id. Those without annotations, which papers leave out, are kept: without a positive,
     and in training with nothing observed.
 
     Args:
-        root: has ``annotations/instances_{train,val}2014.json``, ``train2014`` and ``val2014``.
+        root: folder with ``annotations/instances_{train,val}2014.json``, ``train2014`` and ``val2014``.
         size, augment: see :class:`~spml_fast.data.images.ImageFiles`; test images are never augmented.
-        seed: of the simulated training labels.
+        seed: seed of the simulated training labels.
         simulation: see :class:`~spml_fast.data.base.Simulation`.
 
     Raises:
-        FileNotFoundError: naming the file.
+        FileNotFoundError: a file is missing; the message names it.
         ValueError: annotations that are not as described, naming the file.
     """
     root = Path(root)
@@ -141,7 +141,7 @@ def _coco_split(root: Path, split: str) -> tuple[tuple[list[Path], Tensor], list
 
 
 def _without_outlines(value: dict[str, Any]) -> dict[str, Any]:
-    """Outlines are nearly all of the file and would take gigabytes: they go as soon as they are read."""
+    """Drops the outlines of objects while a file is read: they are nearly all of it and would take gigabytes."""
     value.pop("segmentation", None)
     return value
 

@@ -20,12 +20,12 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class ImageFiles(Dataset):
     """Image files as (3, size, size) float32 tensors, normalised with the mean and deviation of ImageNet.
 
-    Every image is resized to size x size, whatever its proportions, as the papers do. Pickles, so that the workers
-    of a ``DataLoader`` can have it.
+    Every image is resized to size x size, whatever its proportions, as the papers do. The data set can be
+    pickled, which the workers of a ``DataLoader`` need.
 
     Args:
         files: paths of the images.
-        size: side in pixels; 448 in the papers.
+        size: side of the images in pixels; 448 in the papers.
         augment: random flips from left to right and, where torchvision is installed, random crops from an eighth
             more. Draws from torch's generator, which ``DataLoader`` seeds for each worker.
 
@@ -45,7 +45,7 @@ class ImageFiles(Dataset):
             raise FileNotFoundError(
                 f"{len(missing)} of {len(self.files)} images do not exist, the first is {missing[0]}"
             )
-        self._transform = _transform(size, augment)
+        self.transform = _transform(size, augment)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -59,14 +59,14 @@ class ImageFiles(Dataset):
                 image = image.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{file} cannot be decoded: {error}") from error
-        return self._transform(image)
+        return self.transform(image)
 
     def __repr__(self) -> str:
         return f"ImageFiles({len(self)} files, size={self.size}, augment={self.augment})"
 
 
 def _missing(files: Sequence[str]) -> list[str]:
-    """Files that do not exist. One listing a folder: a question per file takes minutes on a network drive."""
+    """Files that do not exist. Each folder is listed once: file by file takes minutes on a network drive."""
     missing = []
     for folder, group in groupby(sorted(files, key=os.path.dirname), key=os.path.dirname):
         try:
@@ -80,11 +80,11 @@ def _missing(files: Sequence[str]) -> list[str]:
 def _transform(size: int, augment: bool) -> Callable[[Any], Tensor]:
     # Without augmentation Pillow alone does what torchvision would do with its help.
     if not augment:
-        return _Resize(size)
+        return Resize(size)
     try:
         from torchvision.transforms import v2
     except ImportError:
-        return _Resize(size, flip=True)
+        return Resize(size, flip=True)
     larger = round(size * 9 / 8)
     return v2.Compose(
         [
@@ -99,8 +99,8 @@ def _transform(size: int, augment: bool) -> Callable[[Any], Tensor]:
     )
 
 
-class _Resize:
-    """Resizes, flips half of the images if asked to, normalises."""
+class Resize:
+    """A transform that resizes, flips half of the images if asked to, and normalises."""
 
     def __init__(self, size: int, *, flip: bool = False) -> None:
         self.size = size

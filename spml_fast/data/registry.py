@@ -1,4 +1,4 @@
-"""Loaders by name, for the command line and for files of settings."""
+"""Loaders by name, for the command line and for configuration files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ LOADERS: dict[str, Callable[..., Splits]] = {
 
 
 def load(dataset: str, /, **options: Any) -> Splits:
-    """``load("mulan", folder="data/mulan", name="scene")`` is ``mulan("data/mulan", "scene")``.
+    """The splits of a data set by the name of its loader.
+
+    >>> load("mulan", folder="data/mulan", name="scene")  # mulan("data/mulan", "scene")
 
     Raises:
         ValueError: an unknown data set or option, or one that is missing; says what there is.

@@ -2,18 +2,26 @@
 
 from typing import Any
 
-from .classifier import TrainedClassifier, train_classifier
+from .classifier import train_classifier
 from .density_ratio import DensityRatio, DensityRatioClassifier, DensityRatioReport, train_density_ratio
 from .model import MultiLabelClassifier, load_classifier
+from .options import DensityRatioFit, FineTuning, Heads, LinearPhase, RunRecord, Validation
+from .result import TrainedClassifier
 
 __all__ = [
     "DensityRatio",
     "DensityRatioClassifier",
+    "DensityRatioFit",
     "DensityRatioReport",
+    "FineTuning",
+    "Heads",
+    "LinearPhase",
     "MultiLabelClassifier",
+    "RunRecord",
     "SPMLModule",
     "SinglePositiveClassifier",
     "TrainedClassifier",
+    "Validation",
     "load_classifier",
     "train_classifier",
     "train_density_ratio",
@@ -21,7 +29,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Their base classes are Lightning's and scikit-learn's, which take seconds to import.
+    # The base classes of these two are Lightning's and scikit-learn's, which take seconds to import.
     if name == "SPMLModule":
         from .module import SPMLModule
 

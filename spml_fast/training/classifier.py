@@ -4,105 +4,87 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .._processes import local_rank
+from .._renamed import renamed
 from .._version import __version__
 from ..data.base import check_features
 from ..labels import LabelEstimator
 from ..losses import Loss
 from .linear import CheckpointError, LinearRun, LinearTask, ResidentFeatures, best_run, fit_linear, stream
 from .model import MultiLabelClassifier, over_rows
+from .options import FineTuning, LinearPhase, RunRecord, Validation
 from .prepare import TrainingData, prepare, take
 from .recipe import Recipe
+from .result import TrainedClassifier
 from .run_folder import CHECKPOINTS, RunFolder, fingerprint
 
 if TYPE_CHECKING:
-    from .prepare import Features, Split
+    from ..data.base import Split
 
 
 LARGEST_FEATURE = 1e15
+"""Larger features have squared gradients that float32 cannot hold."""
+
+NEW_SPELLINGS = {
+    "loss_options": 'loss={"name": ..., option: value}',
+    "expected_positives": 'loss={"name": ..., "expected_positives": k}',
+    "pseudo_labels": "MultiLabelData(..., pseudo_labels=...) for the training data",
+    "names": "MultiLabelData(..., names=...) for the training data",
+    "empty_labels": "MultiLabelData(..., empty_labels=...) for the training data",
+    "validation_labels": "validation=Validation(0.2, labels=...)",
+    "train_mode": "linear=LinearPhase(...), finetune=FineTuning(...) or both: the mode follows",
+    "trunk": "finetune=FineTuning(trunk), or linear=LinearPhase(trunk=...) to train on its features alone",
+    "lr": "linear=LinearPhase(lr=...)",
+    "batch_size": "linear=LinearPhase(batch_size=...)",
+    "epochs": "linear=LinearPhase(epochs=...)",
+    "standardize": "linear=LinearPhase(standardize=...)",
+    "finetune_lr": "finetune=FineTuning(trunk, lr=...)",
+    "finetune_batch_size": "finetune=FineTuning(trunk, batch_size=...)",
+    "finetune_epochs": "finetune=FineTuning(trunk, epochs=...)",
+    "head_factor": "finetune=FineTuning(trunk, head_factor=...)",
+    "precision": "finetune=FineTuning(trunk, precision=...)",
+    "workers": "finetune=FineTuning(trunk, workers=...)",
+    "trainer_options": "finetune=FineTuning(trunk, trainer_options=...)",
+    "watch": "out=RunRecord(folder, track_recovery=...)",
+    "title": "out=RunRecord(folder, title=...)",
+    "resume": "out=RunRecord(folder, resume=...)",
+}
 
 
-@dataclass(frozen=True)
-class TrainedClassifier:
-    """What :func:`train_classifier` returns.
-
-    Attributes:
-        model: in eval mode, on the CPU.
-        metrics: what ``metrics.json`` of a run holds.
-        rows: (n,) int64, the rows of the training data that were trained on, the others having validated.
-        train_probabilities: (n, L), what the model says of them: the recovered labels.
-        estimates: (n, L) probabilities of ROLE's label estimator, or None.
-        test_probabilities: (N_test, L), or None without test data.
-        counts: (epochs, 2, bins) of unobserved positives and negatives over predicted probability, where full
-            labels are known, see :func:`spml_fast.metrics.probability_counts`.
-    """
-
-    model: MultiLabelClassifier
-    metrics: dict[str, Any]
-    rows: Tensor
-    train_probabilities: Tensor
-    estimates: Tensor | None = None
-    test_probabilities: Tensor | None = None
-    counts: Tensor | None = None
-
-    def predict_proba(self, x: Features) -> Tensor:
-        """(N, L) probabilities."""
-        return self.model.predict_proba(x)
-
-
+@renamed("train_classifier", NEW_SPELLINGS)
 def train_classifier(
     train: Split,
     *,
     test: Split | None = None,
-    validation: float | Split = 0.2,
-    loss: str | Loss | nn.Module = "gr",
-    loss_options: Mapping[str, Any] | None = None,
-    train_mode: str = "linear",
-    trunk: nn.Module | None = None,
-    lr: float | Sequence[float] = (1e-2, 1e-3, 1e-4, 1e-5),
-    batch_size: int | Sequence[int] = (8, 16),
-    epochs: int = 25,
-    finetune_lr: float = 1e-5,
-    finetune_batch_size: int = 16,
-    finetune_epochs: int = 10,
-    head_factor: float = 10.0,
-    expected_positives: float | None = None,
-    pseudo_labels: Tensor | np.ndarray | None = None,
-    validation_labels: str = "full",
-    standardize: bool = False,
-    empty_labels: str = "refuse",
-    names: Sequence[str] = (),
-    watch: bool | None = None,
+    validation: float | Split | Validation = 0.2,
+    loss: str | Mapping[str, Any] | nn.Module = "gr",
+    linear: LinearPhase | None = None,
+    finetune: FineTuning | None = None,
+    out: str | Path | RunRecord | None = None,
     seed: int = 0,
     accelerator: str = "auto",
-    precision: str = "32-true",
-    workers: int = 0,
-    out: str | Path | None = None,
-    title: str | None = None,
-    resume: bool = True,
     progress: bool = True,
-    trainer_options: Mapping[str, Any] | None = None,
 ) -> TrainedClassifier:
     """Train a multi-label classifier from single positive labels.
 
-    The recipes are those of Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021:
+    The recipes are those of Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021. Which one
+    it is follows from the phases given:
 
-    - "linear": a linear classifier on fixed features. Adam; validation mAP chooses learning rate, batch size and
-      epoch;
-    - "finetune": ``trunk`` and a new linear head end to end, the head (and ROLE's label estimates) at ten times
-      the trunk's learning rate;
-    - "linear_init": the linear phase on the features of the trunk as it comes, then end to end from its weights,
-      its label estimates and its loss's state; epochs count on. GR's warm-up with a frozen trunk is the linear
-      phase then.
+    - ``linear`` alone, or neither: a linear classifier on fixed features. Validation mAP chooses learning rate,
+      batch size and epoch;
+    - ``finetune`` alone: a trunk and a new linear head end to end, the head (and ROLE's label estimates) at ten
+      times the trunk's learning rate;
+    - both, LinearInit: the linear phase on the features of the trunk as it comes, then end to end from its
+      weights, its label estimates and its loss's state; epochs count on. GR's warm-up with a frozen trunk is the
+      linear phase then.
 
     Args:
         train: :class:`spml_fast.data.MultiLabelData`, or a pair (x, observed labels). x is features (N, D), a
@@ -112,32 +94,18 @@ def train_classifier(
             positive, 0 unobserved, -1 observed negative.
         test: the same with full labels (N, L); measured once, at the end.
         validation: a share of the training rows, or data of its own; 0 for none, which needs a single learning
-            rate and batch size, and keeps the last epoch.
-        loss: a name (see :data:`spml_fast.losses.registry`) or a loss module; ``loss_options`` are its
-            hyper-parameters.
-        trunk: module from x to features (N, F), for "finetune" and "linear_init". It is copied.
-        lr, batch_size, epochs: of the linear phase; sequences make a grid.
-        finetune_lr, finetune_batch_size, finetune_epochs: of fine-tuning; the batch is that of all processes
-            together.
-        head_factor: how many times as fast as the trunk the head learns.
-        expected_positives: k, for EPR, ROLE and GPR: positives per instance. Counted where full labels are known.
-        pseudo_labels: (N, L) in {-1, 0, 1}, for GPR.
-        validation_labels: "full" where known, as in the paper, or "observed": only what annotators gave.
-        standardize: scale features to mean 0 and variance 1 (sparse ones to variance 1) for the linear phase; the
-            classifier returned takes x as it is.
-        empty_labels: "refuse" labels that no training row was observed to have, or "keep" them.
-        names: of the labels, where ``train`` is a pair.
-        watch: follow what is recovered of the training labels, epoch by epoch, where full labels are known: the
-            report's pictures. Default: when ``out`` is given.
-        seed: of starts and batches; the split into training and validation rows does not depend on it.
-        accelerator, precision: of Lightning: "auto", "cpu", "gpu"; "32-true", "bf16-mixed", "16-mixed".
-        workers: processes that load instances.
-        out: folder for ``model.safetensors``, ``metrics.json``, ``predictions.npz``, pictures and ``report.html``,
-            and checkpoints after every epoch.
-        title: what the report calls the data.
-        resume: continue an interrupted run in ``out``; False starts anew.
+            rate and batch size, and keeps the last epoch. :class:`Validation` says by which labels to choose, too.
+        loss: a name (see :data:`spml_fast.losses.registry`), a mapping with "name" and the loss's options, such as
+            ``{"name": "role", "expected_positives": 1.5}``, or a loss module. What a loss called by its name has
+            to know of the data (rows, labels, epochs, expected positives where full labels are known) is filled
+            in; a module is copied as it is.
+        linear: :class:`LinearPhase`, the options of the linear phase.
+        finetune: :class:`FineTuning`, the trunk and the options of fine-tuning.
+        out: the folder for the classifier, its metrics, pictures, report and checkpoints; :class:`RunRecord` also
+            takes the report's title and says whether to resume a run and to track recovery.
+        seed: seed of starts and batches; the split into training and validation rows does not depend on it.
+        accelerator: "auto", "cpu" or "gpu"; for fine-tuning any that Lightning knows.
         progress: show progress bars.
-        trainer_options: more arguments of ``lightning.Trainer`` for fine-tuning: loggers, callbacks, clipping.
 
     Returns:
         The classifier, its metrics and its predictions. Under ``torchrun``, the processes share fine-tuning;
@@ -149,47 +117,39 @@ def train_classifier(
         FloatingPointError: the loss diverged in every run of the grid.
         KeyboardInterrupt: on Ctrl+C; with ``out``, the same call continues.
     """
-    given = dict(locals())
-    recipe = Recipe(**{name: given[name] for name in Recipe.__dataclass_fields__})
-    if out is not None:  # what the end needs, now rather than after the training
+    record = out if isinstance(out, RunRecord) else RunRecord(out)
+    validation = validation if isinstance(validation, Validation) else Validation(validation)
+    recipe = Recipe(loss, linear, finetune, seed, accelerator, progress)
+    if record.folder is not None:  # what the end needs, now rather than after the training
         import matplotlib  # noqa: F401
         import safetensors  # noqa: F401
     trainer = None
-    if recipe.tunes:
+    if finetune is not None:
         from .finetune import make_trainer
 
         trainer = make_trainer(
-            epochs=recipe.finetune_epochs,
-            batch_size=recipe.finetune_batch_size,
+            epochs=finetune.epochs,
+            batch_size=finetune.batch_size,
             accelerator=accelerator,
-            precision=precision,
+            precision=finetune.precision,
             progress=progress,
-            **(trainer_options or {}),
+            **(finetune.trainer_options or {}),
         )
-    data = prepare(train, test, validation, recipe, names, validation_labels, pseudo_labels)
+    data = prepare(train, test, validation, recipe)
     folder = None
-    if out is not None:
-        checked = vars(recipe) | {"lr": recipe.lrs, "batch_size": recipe.batch_sizes}
-        settings = {name: value for name, value in (given | checked).items() if name not in _NOT_SETTINGS}
-        folder = RunFolder(Path(out), fingerprint(settings, data, trunk), resume)
+    if record.folder is not None:
+        folder = RunFolder(record.folder, fingerprint(recipe, validation, data), record.resume)
     with torch.random.fork_rng():
         torch.manual_seed(stream(recipe.seed, 4).initial_seed())
-        return _Training(recipe, data, folder, title, trainer).run()
-
-
-_NOT_SETTINGS = (
-    "train", "test", "trunk", "pseudo_labels", "out", "title", "resume", "progress", "workers", "trainer_options",
-    "watch",
-)  # fmt: skip
-"""Arguments that are data, or that a run need not have in common with the one that it continues."""
+        return _Training(recipe, data, record, folder, trainer).run()
 
 
 @dataclass
 class _Training:
     recipe: Recipe
     data: TrainingData
+    record: RunRecord
     folder: RunFolder | None
-    title: str | None
     trainer: Any
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -198,7 +158,7 @@ class _Training:
         trunk = nn.Identity() if recipe.trunk is None else copy.deepcopy(recipe.trunk)
         runs, chosen, phases, counts = [], None, [], []
         estimates = None
-        if recipe.has_linear_phase:
+        if recipe.linear is not None:
             began = time.perf_counter()
             runs, scale = self._linear_phase(trunk)
             chosen = best_run(runs)
@@ -211,14 +171,14 @@ class _Training:
             head = nn.Linear(self._feature_width(trunk), data.n_labels)
         model = MultiLabelClassifier(trunk, head)
         selected = {} if chosen is None else chosen.summary()
-        if recipe.tunes:
+        if recipe.finetune is not None:
             began = time.perf_counter()
             end, estimates = self._finetune(model, chosen)
             phases += [{"phase": "finetune", **record} for record in end.epochs]
             counts += end.counts
             selected |= {
-                "finetune_lr": recipe.finetune_lr,
-                "finetune_batch_size": recipe.finetune_batch_size,
+                "finetune_lr": recipe.finetune.lr,
+                "finetune_batch_size": recipe.finetune.batch_size,
                 "epoch": end.epoch,
                 "validation_map": end.validation_map,
             }
@@ -248,42 +208,42 @@ class _Training:
 
     def _linear_phase(self, trunk: nn.Module) -> tuple[list[LinearRun], tuple[Tensor, Tensor] | None]:
         """The runs of the grid, and the scale of the features that they were trained on."""
-        recipe, data, folder, device = self.recipe, self.data, self.folder, self._device()
+        options, data, folder, device = self.recipe.linear, self.data, self.folder, self._device()
         checkpoint = None if folder is None else folder.load_linear()
-        if checkpoint and len(checkpoint["finished"]) == len(recipe.lrs) * len(recipe.batch_sizes):
+        if checkpoint and len(checkpoint["finished"]) == len(options.lr) * len(options.batch_size):
             return [LinearRun(**saved) for saved in checkpoint["finished"]], checkpoint["scale"]
         x, validation_x = self._features(trunk)
-        scale = _scale(x) if recipe.standardize else None
+        scale = _scale(x) if options.standardize else None
         if scale is not None:
             x, validation_x = (None if part is None else _scaled(part, scale) for part in (x, validation_x))
         largest = float(abs(x).max())
         if largest > LARGEST_FEATURE:
             raise ValueError(
                 f"train: features reach {largest:.3g}, which Adam's squared gradients in float32 do not bear; "
-                "scale them (standardize=True)"
+                "scale them (linear=LinearPhase(standardize=True))"
             )
         measured = None
         if validation_x is not None:
             measured = (ResidentFeatures(validation_x, device), data.validation_labels.to(device))
-        full_labels = data.full_labels if self._watches() else None
+        full_labels = self._tracked_labels()
         task = LinearTask(
             features=ResidentFeatures(x, device),
             inputs={name: value.to(device) for name, value in data.inputs.items()},
             n_labels=data.n_labels,
             make_loss=lambda: self._make_loss().to(device),
-            epochs=recipe.epochs,
-            seed=recipe.seed,
+            epochs=options.epochs,
+            seed=self.recipe.seed,
             validation=measured,
             full_labels=None if full_labels is None else full_labels.to(device),
         )
         try:
             runs = fit_linear(
                 task,
-                lrs=recipe.lrs,
-                batch_sizes=recipe.batch_sizes,
+                lrs=options.lr,
+                batch_sizes=options.batch_size,
                 checkpoint=checkpoint,
                 save=None if folder is None else lambda state: folder.save_linear(state | {"scale": scale}),
-                progress=recipe.progress,
+                progress=self.recipe.progress,
             )
         except CheckpointError as error:
             raise ValueError(f"{folder.path / CHECKPOINTS[0]}: {error}") from error
@@ -293,10 +253,9 @@ class _Training:
         data = self.data
         return self.recipe.make_loss(len(data.rows), data.n_labels, data.expected_positives)
 
-    def _watches(self) -> bool:
-        recipe = self.recipe
-        watch = self.folder is not None if recipe.watch is None else recipe.watch
-        return watch and self.data.full_labels is not None
+    def _tracked_labels(self) -> Tensor | None:
+        """Full labels of the training rows, where their recovery is to be measured after every epoch."""
+        return self.data.full_labels if self.record.track_recovery else None
 
     def _device(self) -> torch.device:
         if self.recipe.accelerator == "cpu" or not torch.cuda.is_available():
@@ -315,7 +274,7 @@ class _Training:
         from .finetune import EpochEnd, Rows, finetune
         from .module import SPMLModule
 
-        recipe, data = self.recipe, self.data
+        recipe, data, options = self.recipe, self.data, self.recipe.finetune
         loss, estimator = self._make_loss(), None
         labels = data.inputs["labels"]
         if "table" in recipe.inputs:
@@ -330,10 +289,10 @@ class _Training:
             loss,
             estimator=estimator,
             observed=labels,
-            lr=recipe.finetune_lr,
-            head_factor=recipe.head_factor,
+            lr=options.lr,
+            head_factor=options.head_factor,
             first_epoch=recipe.linear_epochs + 1,
-            watch=self._watches(),
+            track_recovery=self._tracked_labels() is not None,
         )
         validation = None
         if data.validation is not None:
@@ -341,17 +300,17 @@ class _Training:
             held = torch.arange(len(data.validation)) if held is None else held
             validation = Rows(data.validation.x, held, {"labels": data.validation_labels})
         start = None
-        if chosen is not None and chosen.validation_map is not None:  # a phase of its own merit
+        if chosen is not None and chosen.validation_map is not None:  # which fine-tuning may fail to improve on
             state = {name: value.detach().clone() for name, value in module.state_dict().items()}
             start = chosen.epoch, chosen.validation_map, state
         end = EpochEnd(
             recipe.seed,
             None if self.folder is None else self.folder.path / CHECKPOINTS[1],
             labels,
-            data.full_labels if self._watches() else None,
+            self._tracked_labels(),
             module.first_epoch,
             start,
-            resume=self.folder is None or self.folder.resume,
+            resume=self.record.resume,
         )
         finetune(
             self.trainer,
@@ -359,8 +318,8 @@ class _Training:
             Rows(data.train.x, data.rows, data.inputs),
             validation,
             end,
-            batch_size=recipe.finetune_batch_size,
-            workers=recipe.workers,
+            batch_size=options.batch_size,
+            workers=options.workers,
         )
         return end, None if estimator is None else estimator.logits.detach().cpu()
 
@@ -386,12 +345,12 @@ class _Training:
         test_p = None if data.test is None else model.predict_proba(data.test.x, recipe.workers)
         metrics: dict[str, Any] = {
             "spml_fast": __version__,
-            "data": self.title,
+            "data": self.record.title,
             "loss": recipe.loss_name,
             "loss_options": {
                 n: v for n, v in getattr(loss, "hyper", {}).items() if isinstance(v, int | float | str)
             },
-            "train_mode": recipe.train_mode,
+            "train_mode": recipe.mode,
             "n_train": len(data.rows),
             "n_validation": 0 if data.validation_labels is None else len(data.validation_labels),
             "n_labels": data.n_labels,
@@ -446,7 +405,7 @@ def _diagonal(values: Tensor) -> Any:
 
 
 def _head(weight: Tensor, scale: tuple[Tensor, Tensor] | None) -> nn.Linear:
-    """The linear layer of weights (L, D + 1) on scaled features, for features as they are."""
+    """A linear layer for unscaled features that does what weights (L, D + 1) do for scaled ones."""
     weight, bias = weight[:, :-1], weight[:, -1]
     if scale is not None:
         mean, deviation = scale

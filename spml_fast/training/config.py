@@ -1,12 +1,12 @@
-"""Trainings as a configuration: what ``spml-fast train`` reads, runs and leaves beside its results."""
+"""Trainings from a configuration, which ``spml-fast train`` reads, runs and writes beside its results."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import inspect
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +16,48 @@ from .. import data as loaders
 from .._checkpoint import write_atomically
 from .._processes import is_first_process
 from ..metrics import evaluate
-from .classifier import TrainedClassifier, train_classifier
+from .classifier import train_classifier
 from .model import load_classifier
+from .options import FineTuning, LinearPhase, RunRecord, Validation
 from .report import write_report
+from .result import TrainedClassifier
 from .run_folder import write_results
 from .trunks import make_trunk
 
-OF_THE_CALLER = (
-    "train",
-    "test",
-    "names",
-    "pseudo_labels",
-    "out",
-    "title",
-    "resume",
-    "progress",
-    "trainer_options",
-)
-KEYS = ("data", *(name for name in inspect.signature(train_classifier).parameters if name not in OF_THE_CALLER))
-"""Keys of a configuration: "data", a mapping with "loader" and its options or the loader's name alone, and the
-arguments of :func:`spml_fast.train_classifier`."""
+KEYS = ("data", "loss", "validation", "linear", "finetune", "seed", "accelerator", "track_recovery")
+"""Keys of a configuration: "data" is a loader's name, or a mapping with "loader" and its options; the others are
+arguments of :func:`spml_fast.train_classifier`, where a mapping stands for a value of options."""
+
+INNER_KEYS = {
+    "linear": ("lr", "batch_size", "epochs", "standardize", "trunk", "workers"),
+    "finetune": ("trunk", "lr", "batch_size", "epochs", "head_factor", "precision", "workers"),
+    "validation": ("share", "labels"),
+}
+"""Keys inside the mappings of these settings; mappings of others take the options of a loader or a loss."""
+
+NEW_SPELLINGS = {
+    "loss_options": "loss: {name: NAME, OPTION: VALUE} (loss.OPTION with --set)",
+    "expected_positives": "loss: {name: NAME, expected_positives: K} (loss.expected_positives with --set)",
+    "train_mode": "linear: {...}, finetune: {trunk: ...} or both; the mode follows",
+    "trunk": "finetune.trunk, or linear.trunk to train on its features alone",
+    "lr": "linear.lr",
+    "batch_size": "linear.batch_size",
+    "epochs": "linear.epochs",
+    "standardize": "linear.standardize",
+    "finetune_lr": "finetune.lr",
+    "finetune_batch_size": "finetune.batch_size",
+    "finetune_epochs": "finetune.epochs",
+    "head_factor": "finetune.head_factor",
+    "precision": "finetune.precision",
+    "workers": "finetune.workers",
+    "validation_labels": "validation.labels",
+    "empty_labels": "data.empty_labels",
+    "watch": "track_recovery",
+}
+"""Keys of earlier versions, and what to write instead."""
+
+SHORT_FORMS = {"data": "loader", "loss": "name", "trunk": "name", "validation": "share"}
+"""Settings that may be a single value, and the key that this value has in the mapping."""
 
 FILE = "config.yaml"
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
@@ -46,7 +68,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no YAML, no mapping, or a key that there is not; the message names file, line and key.
+        ValueError: no YAML, no mapping, or an unknown key; the message names file, line and key.
     """
     import yaml
 
@@ -60,20 +82,38 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} must hold a mapping of settings, got {type(config).__name__}")
-    for key, (node, _) in zip(config, tree.value, strict=False):
-        if key not in KEYS:
-            raise ValueError(f"{path}, line {node.start_mark.line + 1}: {_unknown(key)}")
+    for (key, value), (node, value_node) in zip(config.items(), tree.value, strict=False):
+        places = [([key], node)]
+        if isinstance(value, dict):
+            places += [([key, inner], child) for inner, (child, _) in zip(value, value_node.value, strict=False)]
+        for keys, place in places:
+            try:
+                _check_path(keys)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {place.start_mark.line + 1}: {error}") from None
     return {key: _numbers(value) for key, value in config.items()}
 
 
-def _unknown(key: Any) -> str:
-    close = difflib.get_close_matches(str(key), KEYS, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(KEYS)}"
-    return f"there is no setting {key!r}; {hint}"
+def _check_path(path: list[Any]) -> None:
+    """Raises ValueError for an unknown key, on the top or inside a mapping; says what was probably meant."""
+    key = path[0]
+    if key in NEW_SPELLINGS:
+        raise ValueError(f"there is no setting {key!r} any more; write {NEW_SPELLINGS[key]}")
+    if key not in KEYS:
+        raise ValueError(_unknown(key, KEYS))
+    if len(path) > 1 and key in INNER_KEYS and path[1] not in INNER_KEYS[key]:
+        raise ValueError(_unknown(path[1], INNER_KEYS[key], f"{key}."))
+
+
+def _unknown(key: Any, known: Sequence[str], inside: str = "") -> str:
+    close = difflib.get_close_matches(str(key), known, n=1)
+    name = f"{inside}{key}" if inside else key
+    hint = f"did you mean {inside + close[0]!r}?" if close else f"there are {', '.join(inside + k for k in known)}"
+    return f"there is no setting {name!r}; {hint}"
 
 
 def _numbers(value: Any) -> Any:
-    """1e-3 is a string to YAML 1.1, which wants 1.0e-3."""
+    """The value with numbers like 1e-3 as numbers, which are strings to YAML 1.1: it wants 1.0e-3."""
     if isinstance(value, str) and _EXPONENT.fullmatch(value):
         return float(value)
     if isinstance(value, list):
@@ -84,10 +124,10 @@ def _numbers(value: Any) -> Any:
 
 
 def parse_setting(text: str) -> tuple[list[str], Any]:
-    """``"loss_options.alpha=0.1"`` -> (["loss_options", "alpha"], 0.1); the value is YAML.
+    """The path and the value of a setting: ``"loss.alpha=0.1"`` -> (["loss", "alpha"], 0.1); the value is YAML.
 
     Raises:
-        ValueError: no "=", or a key that there is not.
+        ValueError: no "=", or an unknown key.
     """
     import yaml
 
@@ -95,8 +135,7 @@ def parse_setting(text: str) -> tuple[list[str], Any]:
     path = name.strip().split(".")
     if not equals:
         raise ValueError(f"a setting is KEY=VALUE, got {text!r}")
-    if path[0] not in KEYS:
-        raise ValueError(_unknown(path[0]))
+    _check_path(path)
     try:
         return path, _numbers(yaml.safe_load(value))
     except yaml.YAMLError as error:
@@ -104,52 +143,67 @@ def parse_setting(text: str) -> tuple[list[str], Any]:
 
 
 def apply_setting(config: dict[str, Any], path: list[str], value: Any) -> None:
-    """Set the entry at ``path``, making mappings on the way."""
+    """Set the entry at ``path``; mappings on the way are made where there are none."""
     *parents, last = path
     place = config
     for name in parents:
         inner = place.get(name)
-        if isinstance(inner, str):
-            inner = {"loader" if name == "data" else "name": inner}
+        if inner is not None and not isinstance(inner, Mapping) and name in SHORT_FORMS:
+            inner = {SHORT_FORMS[name]: inner}
         place[name] = place = dict(inner or {})
     place[last] = value
 
 
 def load_data(spec: str | Mapping[str, Any]) -> loaders.Splits:
-    """The splits that a configuration's "data" names.
+    """The splits of a configuration's "data"; an option "empty_labels" goes to the training split.
 
     Raises:
-        ValueError: no loader, or options that it has not.
+        ValueError: no loader, or options that the loader does not have.
     """
     options = {"loader": spec} if isinstance(spec, str) else spec
     if not isinstance(options, Mapping) or "loader" not in options:
         raise ValueError(f"data must be a loader's name, or a mapping with 'loader' and its options, got {spec!r}")
     options = dict(options)
-    return loaders.load(options.pop("loader"), **options)
+    empty_labels = options.pop("empty_labels", None)
+    splits = loaders.load(options.pop("loader"), **options)
+    if empty_labels is not None:
+        splits = splits._replace(train=dataclasses.replace(splits.train, empty_labels=empty_labels))
+    return splits
 
 
 def run_config(
     config: Mapping[str, Any], out: str | Path, *, resume: bool = True, progress: bool = True
 ) -> TrainedClassifier:
-    """Train as the configuration says, into the folder ``out``, which also gets the configuration."""
+    """Train as the configuration says, into the folder ``out``, which also gets the configuration.
+
+    Raises:
+        ValueError: an unknown key, or a value that does not fit its key.
+    """
     import yaml
 
-    arguments = dict(config)
-    if "data" not in arguments:
+    for key, value in config.items():
+        _check_path([key])
+        for inner in value if isinstance(value, Mapping) else ():
+            _check_path([key, inner])
+    if "data" not in config:
         raise ValueError("the configuration does not say what data to train on: data is missing")
-    spec = arguments.pop("data")
+    spec = config["data"]
     splits = load_data(spec)
     title = (
         spec if isinstance(spec, str) else " ".join(str(spec[key]) for key in ("loader", "name") if key in spec)
     )
-    if arguments.get("trunk") is not None:
-        with torch.random.fork_rng():
-            torch.manual_seed(arguments.get("seed", 0))
-            arguments["trunk"] = make_trunk(arguments["trunk"])
-    if splits.validation is not None:
-        arguments.setdefault("validation", splits.validation)
+    linear, finetune = (_phase(config, name) for name in ("linear", "finetune"))
+    if finetune is not None and "trunk" not in finetune:
+        raise ValueError("finetune needs a trunk: finetune: {trunk: NAME}")
     result = train_classifier(
-        splits.train, test=splits.test, out=out, title=title, resume=resume, progress=progress, **arguments
+        splits.train,
+        test=splits.test,
+        validation=_validation(config.get("validation"), splits),
+        linear=None if linear is None else LinearPhase(**linear),
+        finetune=None if finetune is None else FineTuning(**finetune),
+        out=RunRecord(out, title=title, resume=resume, track_recovery=config.get("track_recovery")),
+        progress=progress,
+        **{name: config[name] for name in ("loss", "seed", "accelerator") if name in config},
     )
     if is_first_process():
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
@@ -157,14 +211,39 @@ def run_config(
     return result
 
 
-def evaluate_run(folder: str | Path, data: str | Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Measure the classifier of a finished run again, on its own test data or those of ``data``.
+def _phase(config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """The options of a phase with its trunk made, or None where the configuration has no such phase."""
+    options = config.get(name)
+    if options is None:
+        return None
+    if not isinstance(options, Mapping):
+        known = ", ".join(INNER_KEYS[name])
+        raise ValueError(f"{name} must be a mapping of some of {known}, got {options!r}")
+    options = dict(options)
+    if options.get("trunk") is not None:
+        with torch.random.fork_rng():
+            torch.manual_seed(config.get("seed", 0))
+            options["trunk"] = make_trunk(options["trunk"])
+    return options
 
-    With its own data, ``metrics.json`` and ``report.html`` are written anew; in either case the result goes to
-    ``evaluation.json``.
+
+def _validation(setting: Any, splits: loaders.Splits) -> Validation:
+    """The data and labels to choose by: the share that is set, or the loader's split, or the default share."""
+    options = dict(setting) if isinstance(setting, Mapping) else {"share": setting}
+    share = options.pop("share", None)
+    if share is not None:
+        return Validation(share, **options)
+    return Validation(**options) if splits.validation is None else Validation(splits.validation, **options)
+
+
+def evaluate_run(folder: str | Path, data: str | Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Measure the classifier of a finished run again, on the run's own test data or on those of ``data``.
+
+    The result is written to ``evaluation.json``; with the run's own data, ``metrics.json`` and ``report.html`` are
+    written anew as well.
 
     Returns:
-        As :func:`spml_fast.metrics.evaluate`.
+        The metrics, as :func:`spml_fast.metrics.evaluate` returns them.
     """
     folder = Path(folder)
     if not (folder / "metrics.json").exists():
@@ -173,7 +252,8 @@ def evaluate_run(folder: str | Path, data: str | Mapping[str, Any] | None = None
     spec = config.get("data") if data is None else data
     if spec is None:
         raise ValueError(f"{folder} does not say what its data are; name them with --data")
-    trunk = make_trunk(config["trunk"]) if config.get("trunk") is not None else None
+    specs = [(config.get(name) or {}).get("trunk") for name in ("linear", "finetune")]
+    trunk = next((make_trunk(spec) for spec in specs if spec is not None), None)
     model = load_classifier(folder, trunk)
     test = load_data(spec).test
     if test is None or test.labels is None:
@@ -197,7 +277,7 @@ def evaluate_run(folder: str | Path, data: str | Mapping[str, Any] | None = None
 
 
 def summary(metrics: Mapping[str, Any]) -> str:
-    """A finished run in a few lines."""
+    """The results of a finished run in a few lines of text."""
     lines = []
     selected = metrics.get("selected") or {}
     if selected:

@@ -21,6 +21,8 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from .._models import eval_mode, first_tensor, latent_shape, takes_label
+from .._renamed import renamed
+from .options import DensityRatioFit, Heads, check_kind
 from .quiet import quiet_fit, quiet_trainer, tensor_loader
 
 ECE_BINS = 15
@@ -56,7 +58,8 @@ class HeadReport:
     """One head on the held-out data, before and after its temperature.
 
     Attributes:
-        epoch: whose weights were kept.
+        temperature: the number that the head's logits are divided by.
+        epoch: the epoch whose weights were kept.
         log_likelihood: mean per example; for D_v over equally many real and generated ones, so
             that telling nothing apart is -ln 2.
         ece: expected calibration error.
@@ -73,8 +76,8 @@ class DensityRatioReport:
     """Held-out quality of every head.
 
     Attributes:
-        heads: by name, "D_v", "D_r" and, if trained, "D_f".
-        epochs: how many were trained.
+        heads: reports by name of the head: "D_v", "D_r" and, if trained, "D_f".
+        epochs: number of epochs trained.
         interrupted: whether Ctrl+C ended the training.
     """
 
@@ -96,34 +99,41 @@ class DensityRatioReport:
 
 
 class DensityRatio(NamedTuple):
-    """What :func:`train_density_ratio` returns: the classifier and how good it is."""
+    """What :func:`train_density_ratio` returns: the classifier and a report on its quality."""
 
     clf: DensityRatioClassifier
     report: DensityRatioReport
 
 
+NEW_SPELLINGS = {
+    "trunk": "heads=Heads(trunk)",
+    "D_v": "heads=Heads(D_v=..., D_r=...)",
+    "D_r": "heads=Heads(D_v=..., D_r=...)",
+    "D_f": "heads=Heads(D_v=..., D_r=..., D_f=...)",
+    "epochs": "fit=DensityRatioFit(epochs=...)",
+    "batch_size": "fit=DensityRatioFit(batch_size=...)",
+    "lr": "fit=DensityRatioFit(lr=...)",
+    "weight_decay": "fit=DensityRatioFit(weight_decay=...)",
+    "patience": "fit=DensityRatioFit(patience=...)",
+    "holdout": "fit=DensityRatioFit(holdout=...)",
+    "augment": "fit=DensityRatioFit(augment=...)",
+    "accelerator": "fit=DensityRatioFit(accelerator=...)",
+    "precision": "fit=DensityRatioFit(precision=...)",
+}
+
+
+@renamed("train_density_ratio", NEW_SPELLINGS)
 def train_density_ratio(
     G: Callable[..., Tensor],
     x: Tensor | np.ndarray | Dataset,
     labels: Tensor | np.ndarray | None = None,
     *,
+    heads: Heads,
+    fit: DensityRatioFit | None = None,
     n_classes: int | None = None,
-    trunk: nn.Module | None = None,
-    D_v: nn.Module | None = None,
-    D_r: nn.Module | None = None,
-    D_f: nn.Module | None = None,
     z_dim: int | Sequence[int] | None = None,
     conditional: bool | None = None,
-    epochs: int = 100,
-    batch_size: int = 128,
-    lr: float = 1e-3,
-    weight_decay: float = 1e-2,
-    patience: int = 10,
-    holdout: float = 0.2,
-    augment: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
-    accelerator: str = "auto",
-    precision: str = "32-true",
     progress: bool = True,
 ) -> DensityRatio:
     """Train calibrated D_v, D_r (and D_f) for S2M sampling from data and a generator.
@@ -148,26 +158,13 @@ def train_density_ratio(
         x: (N, *x_shape) floating tensor or array, on the scale of G's output; or a map-style
             ``Dataset`` of (x, label) pairs, with ``labels=None``.
         labels: (N,) integers, the one observed positive class of each instance.
+        heads: :class:`Heads`, the networks: ``Heads(trunk)``, or ``Heads(D_v=..., D_r=...)``.
+        fit: :class:`DensityRatioFit`, how they are trained; default: as it is made without options.
         n_classes: number of classes L; default ``labels.max() + 1``.
-        trunk: module from x to features (B, F), shared by linear heads that are made here.
-            Either this or D_v and D_r. Modules are copied, the ones passed stay as they are.
-        D_v: module from x to the validity logit (B,) or (B, 1).
-        D_r: module from x to class logits (B, L).
-        D_f: module from x to class logits (B, L), for a class-conditional G.
         z_dim: latent size, an int or a shape; default ``G.z_dim``.
         conditional: whether G takes a label; default: whether it requires a second argument.
-        epochs: at most so many passes over the training share of the data.
-        batch_size: real instances per step; as many are generated.
-        lr: first learning rate of AdamW; it falls to zero along a cosine over ``epochs``.
-        weight_decay: weight decay of AdamW.
-        patience: stop after so many epochs without a better held-out likelihood (calibrated).
-        holdout: share of the data held out, stratified by label.
-        augment: function from a batch to a batch of the same shape, applied to real and generated
-            instances alike in training.
         seed: seeds the split, the heads made here, the batches, the latents and dropout; the
             global generator of torch is left as it was.
-        accelerator: of Lightning: "auto", "cpu", "gpu", ...
-        precision: of Lightning: "32-true", "bf16-mixed", "16-mixed", ...
         progress: show Lightning's bar.
 
     Returns:
@@ -177,26 +174,27 @@ def train_density_ratio(
     Raises:
         ValueError: wrong shapes or ranges, a label outside [0, n_classes), NaN or inf in x or in
             the held-out logits, a class with fewer than two instances, a G without known latent
-            size or with outputs of another shape than x, a conditional G without D_f, or neither
-            a trunk nor D_v and D_r.
-        TypeError: x, labels or a module of a type that cannot be used.
+            size or with outputs of another shape than x, or a conditional G without D_f.
+        TypeError: x, labels or an option of a type that cannot be used.
         KeyboardInterrupt: on Ctrl+C within the first epoch. Later, what was best so far is
             returned, with a warning and ``report.interrupted``.
     """
-    _check_settings(epochs, batch_size, lr, weight_decay, patience, holdout)
+    fit = DensityRatioFit() if fit is None else fit
+    check_kind("heads", heads, Heads)
+    check_kind("fit", fit, DensityRatioFit)
     if not callable(G):
         raise TypeError(f"G must be callable, got {type(G).__name__}")
     data, labels = _as_dataset(x, labels)
     n_classes = _check_labels(labels, n_classes)
     latent = latent_shape(G, z_dim)
-    conditional = _is_conditional(G, conditional, D_f)
-    train_rows, held_rows = _split(labels, n_classes, holdout, seed)
+    conditional = _is_conditional(G, conditional, heads.D_f)
+    train_rows, held_rows = _split(labels, n_classes, fit.holdout, seed)
 
     trainer = quiet_trainer(
         progress=progress,
-        max_epochs=epochs,
-        accelerator=accelerator,
-        precision=precision,
+        max_epochs=fit.epochs,
+        accelerator=fit.accelerator,
+        precision=fit.precision,
         inference_mode=False,
     )
     device = trainer.strategy.root_device
@@ -208,32 +206,21 @@ def train_density_ratio(
 
         sample = data[0][0][None]
         _check_generated(generate, sample, latent, device)
-        clf = _build(sample, trunk, D_v, D_r, D_f, n_classes, conditional)
-        _check_augment(augment, sample)
-        module = _training_module(
-            clf,
-            generate,
-            latent,
-            augment,
-            epochs=epochs,
-            lr=lr,
-            weight_decay=weight_decay,
-            patience=patience,
-            seed=seed,
-            shared=trunk is not None,
-        )
+        clf = _build(sample, heads, n_classes, conditional)
+        _check_augment(fit.augment, sample)
+        module = _training_module(clf, generate, latent, fit, seed=seed, shared=heads.trunk is not None)
         finished = quiet_fit(
             trainer,
             module,
-            _loader(data, train_rows, batch_size, shuffle=True),
-            _loader(data, held_rows, batch_size, shuffle=False),
+            _loader(data, train_rows, fit.batch_size, shuffle=True),
+            _loader(data, held_rows, fit.batch_size, shuffle=False),
         )
     if not module.epochs:
         raise KeyboardInterrupt
     if not finished:
         warnings.warn(
-            f"interrupted after {module.epochs} of {epochs} epochs; the best so far is returned",
-            stacklevel=2,
+            f"interrupted after {module.epochs} of {fit.epochs} epochs; the best so far is returned",
+            stacklevel=3,  # the caller, behind the check of keywords
         )
     module.restore()
     clf.cpu().float().eval()
@@ -246,7 +233,7 @@ def train_density_ratio(
 
 @dataclass
 class _Kept:
-    """The state to return of one part, with its held-out logits and targets by head.
+    """The state that will be returned of one part, with its held-out logits and targets by head.
 
     Held-out sets are small and single labels noisy, so the lowest held-out loss is often a lucky
     early epoch. Of the epochs that the held-out data cannot tell from the lowest (within one
@@ -282,12 +269,8 @@ def _training_module(
     clf: DensityRatioClassifier,
     generate: Callable[[Tensor, Tensor], Tensor],
     latent: tuple[int, ...],
-    augment: Callable[[Tensor], Tensor] | None,
+    fit: DensityRatioFit,
     *,
-    epochs: int,
-    lr: float,
-    weight_decay: float,
-    patience: int,
     seed: int,
     shared: bool,
 ) -> Any:
@@ -312,15 +295,15 @@ def _training_module(
             self.batches: list[dict[str, tuple[Tensor, Tensor]]] = []
 
         def configure_optimizers(self) -> tuple[list, list]:
-            optimizer = torch.optim.AdamW(clf.parameters(), lr=lr, weight_decay=weight_decay)
+            optimizer = torch.optim.AdamW(clf.parameters(), lr=fit.lr, weight_decay=fit.weight_decay)
             # Small last steps average out the noise of single labels and of fresh latents, which
             # both calibration and the choice of the best epoch suffer from.
-            return [optimizer], [CosineAnnealingLR(optimizer, epochs)]
+            return [optimizer], [CosineAnnealingLR(optimizer, fit.epochs)]
 
         def training_step(self, batch: Any, _: int) -> Tensor:
             x, labels = batch
             both = with_generated(x, labels, torch.randn(len(x), *latent, device=x.device))
-            logits = _logits_and_targets(clf, both if augment is None else augment(both), labels)
+            logits = _logits_and_targets(clf, both if fit.augment is None else fit.augment(both), labels)
             return sum(_loss(head, *pair) for head, pair in logits.items())
 
         def validation_step(self, batch: Any, index: int) -> None:
@@ -342,11 +325,11 @@ def _training_module(
             for name, (module, its_heads) in parts.items():
                 mine = [{h: of[h] for h in its_heads} for of in (losses, held_out)]
                 self.kept[name].offer(self.epochs, module, *mine)
-            if all(self.epochs - kept.best_epoch >= patience for kept in self.kept.values()):
+            if all(self.epochs - kept.best_epoch >= fit.patience for kept in self.kept.values()):
                 self.trainer.should_stop = True
 
         def restore(self) -> None:
-            """The best state of every part."""
+            """Loads the state that was kept of every part."""
             for name, (module, _) in parts.items():
                 module.load_state_dict(self.kept[name].state)
 
@@ -356,7 +339,11 @@ def _training_module(
 def _logits_and_targets(
     clf: DensityRatioClassifier, both: Tensor, labels: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Logits and targets by head; ``both``: real instances, then generated ones of same labels."""
+    """Logits and targets by head.
+
+    Args:
+        both: real instances, then as many generated ones with the same labels.
+    """
     n = len(labels)
     features = clf.trunk(both)
     real = torch.arange(2 * n, device=labels.device) < n
@@ -370,7 +357,7 @@ def _logits_and_targets(
 
 
 def _losses(head: str, logits: Tensor, targets: Tensor) -> Tensor:
-    """Per example. L_v has two expectations, so its mean is twice that over both halves."""
+    """The loss of each example. L_v has two expectations, so its mean is twice that over both halves."""
     if head == "D_v":
         targets = targets.to(logits.dtype)
         return 2 * functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
@@ -378,7 +365,7 @@ def _losses(head: str, logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _loss(head: str, logits: Tensor, targets: Tensor) -> Tensor:
-    """L_v, L_r or L_f."""
+    """The mean loss: L_v, L_r or L_f."""
     return _losses(head, logits, targets).mean()
 
 
@@ -388,7 +375,7 @@ def _calibrated_losses(head: str, logits: Tensor, targets: Tensor, epoch: int) -
             f"{head} gives NaN or inf on held-out data after epoch {epoch}: try a smaller lr or "
             f"another precision, or check {head} and what G generates"
         )
-    return _losses(head, logits / _fit_temperature(head, logits, targets), targets)
+    return _losses(head, logits / fit_temperature(head, logits, targets), targets)
 
 
 # ---------------------------------------------------------------------------------- calibration
@@ -401,7 +388,7 @@ def _calibrate(
     reports = {}
     for part in kept.values():
         for head, (logits, targets) in part.held_out.items():
-            temperature = _fit_temperature(head, logits, targets)
+            temperature = fit_temperature(head, logits, targets)
             getattr(clf, f"temperature_{head[-1]}").fill_(temperature)
             raw = _quality(head, logits, targets)
             calibrated = _quality(head, logits / temperature, targets)
@@ -410,10 +397,10 @@ def _calibrate(
     return DensityRatioReport(reports, epochs, interrupted)
 
 
-def _fit_temperature(head: str, logits: Tensor, targets: Tensor) -> float:
-    """By maximum likelihood, under targets that leave room for the example of each class that was not seen.
+def fit_temperature(head: str, logits: Tensor, targets: Tensor) -> float:
+    """The temperature of maximum likelihood, with one unseen example of each class counted in.
 
-    Without that, held-out data that are told apart without an error would ask for logits without bound (Platt,
+    Without these, held-out data that are told apart without an error would ask for logits without bound (Platt,
     "Probabilistic outputs for support vector machines", 1999).
     """
     from scipy.optimize import minimize_scalar
@@ -449,25 +436,10 @@ def _quality(head: str, logits: Tensor, targets: Tensor) -> tuple[float, float]:
 # ------------------------------------------------------------------------- modules and generator
 
 
-def _build(
-    sample: Tensor,
-    trunk: nn.Module | None,
-    D_v: nn.Module | None,
-    D_r: nn.Module | None,
-    D_f: nn.Module | None,
-    n_classes: int,
-    conditional: bool,
-) -> DensityRatioClassifier:
+def _build(sample: Tensor, heads: Heads, n_classes: int, conditional: bool) -> DensityRatioClassifier:
     """Copies of the modules given, with heads made where there is a trunk; shapes are checked."""
-    given = {"D_v": D_v, "D_r": D_r, "D_f": D_f}
-    for name, module in {"trunk": trunk, **given}.items():
-        if module is not None and not isinstance(module, nn.Module):
-            raise TypeError(f"{name} must be a torch.nn.Module, got {type(module).__name__}")
-    if trunk is not None:
-        extra = [name for name, module in given.items() if module is not None]
-        if extra:
-            raise ValueError(f"pass either trunk or D_v, D_r and D_f, got trunk and {extra}")
-        trunk = copy.deepcopy(trunk).cpu()
+    if heads.trunk is not None:
+        trunk = copy.deepcopy(heads.trunk).cpu()
         features = _probe("trunk", trunk, sample)
         if features.ndim != 2:
             raise ValueError(f"trunk must map x to (B, F), got {tuple(features.shape)} for B = 1")
@@ -475,14 +447,12 @@ def _build(
         D_v, D_r = nn.Linear(width, 1), nn.Linear(width, n_classes)
         D_f = nn.Linear(width, n_classes) if conditional else None
         return DensityRatioClassifier(trunk, D_v, D_r, D_f)
-    if D_v is None or D_r is None:
-        missing = [name for name in ("D_v", "D_r") if given[name] is None]
-        raise ValueError(f"pass a trunk (x -> (B, F)), or D_v and D_r (x -> logits); {missing} missing")
-    if conditional and D_f is None:
+    if conditional and heads.D_f is None:
         raise ValueError("G is class-conditional, G(z, label): D_f missing (x -> logits (B, L))")
     expected = {"D_v": [(1,), (1, 1)], "D_r": [(1, n_classes)], "D_f": [(1, n_classes)]}
     copies = {}
-    for name, module in given.items():
+    for name in expected:
+        module = getattr(heads, name)
         copies[name] = None if module is None else copy.deepcopy(module).cpu()
         if module is not None:
             shape = tuple(_probe(name, copies[name], sample).shape)
@@ -493,7 +463,7 @@ def _build(
 
 
 def _probe(name: str, module: nn.Module, sample: Tensor) -> Tensor:
-    """One forward in eval mode, which also gives lazy layers their shape."""
+    """The output of one forward pass in eval mode, which also gives lazy layers their shape."""
     module.eval()
     with torch.no_grad():
         out = module(sample)
@@ -562,20 +532,6 @@ def _check_augment(augment: Callable[[Tensor], Tensor] | None, sample: Tensor) -
 # ------------------------------------------------------------------------------------------ data
 
 
-def _check_settings(
-    epochs: int, batch_size: int, lr: float, weight_decay: float, patience: int, holdout: float
-) -> None:
-    for name, value in {"epochs": epochs, "batch_size": batch_size, "patience": patience}.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if not 0 < lr < math.inf:
-        raise ValueError(f"lr must be positive, got {lr}")
-    if not 0 <= weight_decay < math.inf:
-        raise ValueError(f"weight_decay must not be negative, got {weight_decay}")
-    if not 0 < holdout < 1:
-        raise ValueError(f"holdout must be a share in (0, 1), got {holdout}")
-
-
 def _as_dataset(x: Tensor | np.ndarray | Dataset, labels: Tensor | np.ndarray | None) -> tuple[Dataset, Tensor]:
     """A dataset of (instance, label) pairs that were checked, and all labels (N,) int64."""
     if isinstance(x, Dataset):
@@ -610,7 +566,7 @@ def _as_dataset(x: Tensor | np.ndarray | Dataset, labels: Tensor | np.ndarray | 
 
 
 def _labels_of(data: Dataset) -> Tensor:
-    """One pass over a dataset that is not in memory: check each pair, keep the label."""
+    """The labels of a dataset that is not in memory, each pair checked in one pass over it."""
     labels, shape = [], None
     for row in range(len(data)):
         x, label = data[row]

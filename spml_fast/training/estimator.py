@@ -16,7 +16,8 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from ..data.base import MultiLabelData
 from ..metrics import mean_average_precision
 from .classifier import train_classifier
-from .recipe import FULL_LABEL_LOSSES
+from .options import LinearPhase
+from .recipe import FULL_LABEL_LOSSES, takes_expected_positives
 
 
 class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator):
@@ -28,26 +29,26 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
     Parameters:
         loss: name of a loss, see :data:`spml_fast.losses.registry`; "bce" and "bce_ls" take a matrix y as full
             labels.
-        loss_options: its hyper-parameters.
-        lr, batch_size: of Adam; sequences make a grid, of which the share ``validation`` of the rows chooses.
+        loss_options: hyper-parameters of the loss.
+        lr, batch_size: learning rate and batch size of Adam; sequences make a grid, from which validation chooses.
         epochs: passes over the data.
         validation: share of the rows that chooses learning rate, batch size and epoch by mAP on the observed
             labels; 0 trains on all rows and keeps the last epoch.
         expected_positives: k, how many positives an instance has on average, for "epr" and "role".
         standardize: scale the features to mean 0 and variance 1 first, sparse ones to variance 1.
-        threshold: probability from which on ``predict`` says yes.
+        threshold: least probability for which ``predict`` gives 1.
         random_state: seed of starts and batches.
         accelerator: "auto", "cpu" or "gpu".
         verbose: show a progress bar.
 
     Attributes:
-        classes_: what the L columns of the predictions stand for: the values of y, or 0 ... L - 1 for a matrix.
+        classes_: the labels of the L columns of predictions: the values of y, or 0 ... L - 1 for a matrix.
         coef_, intercept_: (L, n_features) and (L,).
         metrics_: records of the training, see :class:`spml_fast.TrainedClassifier`.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
-    Of scikit-learn's ``check_estimator`` it cannot pass those that want one class per row from ``predict`` or from
-    the columns of ``decision_function``: check_estimator_sparse_array, check_estimator_sparse_matrix,
+    It fails those of scikit-learn's ``check_estimator`` that want one class per row, in ``predict`` or in the
+    columns of ``decision_function``: check_estimator_sparse_array, check_estimator_sparse_matrix,
     check_classifiers_classes, check_classifiers_train and check_decision_proba_consistency.
     """
 
@@ -81,7 +82,7 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
         self.verbose = verbose
 
     def fit(self, X: Any, y: Any) -> SinglePositiveClassifier:
-        """Train.
+        """Train on observed labels.
 
         Args:
             X: (N, n_features), dense or sparse.
@@ -111,23 +112,17 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
                 raise ValueError(f"y[{row}, {column}] is {y[row, column]}; a matrix holds {allowed}")
             classes = np.arange(y.shape[1])
             observed = torch.from_numpy(y.astype(np.int8))
-        names = tuple(map(str, classes))
+        options = dict(names=tuple(map(str, classes)), empty_labels="keep")  # a fold may well lack a label
         x = X if hasattr(X, "indptr") else torch.from_numpy(np.ascontiguousarray(X))
         if full:
-            data = MultiLabelData(x, labels=observed.bool(), names=names)
+            data = MultiLabelData(x, labels=observed.bool(), **options)
         else:
-            data = MultiLabelData(x, observed=observed, names=names)
+            data = MultiLabelData(x, observed=observed, **options)
         result = train_classifier(
             data,
             validation=self.validation,
-            loss=self.loss,
-            loss_options=self.loss_options,
-            lr=self.lr,
-            batch_size=self.batch_size,
-            epochs=self.epochs,
-            expected_positives=self.expected_positives,
-            standardize=self.standardize,
-            empty_labels="keep",  # a fold may well lack one
+            loss=self._loss_with_options(),
+            linear=LinearPhase(self.lr, self.batch_size, self.epochs, standardize=self.standardize),
             seed=int(check_random_state(self.random_state).randint(2**31 - 1)),
             accelerator=self.accelerator,
             progress=self.verbose,
@@ -138,18 +133,31 @@ class SinglePositiveClassifier(MultiOutputMixin, ClassifierMixin, BaseEstimator)
         self.metrics_ = result.metrics
         return self
 
+    def _loss_with_options(self) -> Any:
+        """The loss's name and options; k is left out where the loss has none, for a grid over losses."""
+        options = self.loss_options or {}
+        if not isinstance(options, Mapping):
+            raise TypeError(f"loss_options must be a mapping, got {type(options).__name__}")
+        if not isinstance(self.loss, str):
+            if options:
+                raise ValueError("loss_options are for a loss given by name; this one is a module")
+            return self.loss
+        if self.expected_positives is not None and takes_expected_positives(self.loss):
+            options = {"expected_positives": self.expected_positives, **options}
+        return {**options, "name": self.loss}
+
     def decision_function(self, X: Any) -> np.ndarray:
-        """(N, L) logits."""
+        """The logits (N, L)."""
         check_is_fitted(self, "coef_")
         X = validate_data(self, X, accept_sparse="csr", dtype=np.float32, reset=False)
         return X @ self.coef_.T + self.intercept_
 
     def predict_proba(self, X: Any) -> np.ndarray:
-        """(N, L): the probability of each label on its own."""
+        """The probability of each label on its own, (N, L)."""
         return expit(self.decision_function(X))
 
     def predict(self, X: Any) -> np.ndarray:
-        """(N, L) int64: 1 where the probability is at least ``threshold``."""
+        """The labels (N, L) int64: 1 where the probability is at least ``threshold``."""
         return (self.predict_proba(X) >= self.threshold).astype(np.int64)
 
     def score(self, X: Any, y: Any) -> float:

@@ -1,4 +1,4 @@
-"""Fine-tuning end to end: Lightning's loop, our sampler of rows and a checkpoint after every epoch."""
+"""Fine-tuning end to end: Lightning's loop, with batches and checkpoints that survive a kill."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, DistributedSampl
 
 from .._checkpoint import load_state, part_of, take_name
 from .._processes import local_world_size, rank, world_size
-from .linear import finite, stream, watch
+from .linear import finite, recovery_map, stream
 from .module import SPMLModule
 from .quiet import quiet_fit, quiet_trainer
 
@@ -28,7 +28,7 @@ class Rows(Dataset):
 
     Args:
         x: tensor (N, ...) or map-style Dataset of tensors.
-        rows: (n,) int64, which of them.
+        rows: (n,) int64, the rows of x that there are.
         inputs: tensors of n rows, by name.
     """
 
@@ -53,7 +53,10 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 class Batches(BatchSampler):
-    """Batches of a sampler; a last one of a single row, which would break batch normalisation, joins them."""
+    """Batches of a sampler; a single row that is left in the end joins the last batch.
+
+    Batch normalisation would fail on a batch of one row.
+    """
 
     def __iter__(self) -> Iterator[list[int]]:
         waiting: list[int] | None = None
@@ -72,14 +75,14 @@ class Batches(BatchSampler):
 
 
 class EpochLoader(DataLoader):
-    """An epoch's rows, and what processes that load them draw, whether or not a run was resumed before it.
+    """A loader whose rows and random numbers depend on seed and epoch alone, in a resumed run, too.
 
-    Lightning tells samplers the epoch only after it has begun to load the first one. The generator is the loader's
-    own, so that dropout draws what it would without a loader.
+    Lightning tells samplers the epoch only after it has begun to load the first one. The loader has a generator of
+    its own, so that dropout draws what it would without a loader.
 
     Attributes:
-        seed: of what is drawn.
-        epoch: that is to be loaded, counted from 0.
+        seed: seed of the order of rows and of the processes that load them.
+        epoch: the epoch to be loaded next, counted from 0.
     """
 
     seed, epoch = 0, 0
@@ -95,7 +98,7 @@ def loader(data: Rows, batch_size: int, *, seed: int | None = None, workers: int
     """Batches of ``batch_size`` rows over all processes together, shuffled in each epoch if ``seed`` is given.
 
     The processes deal out one permutation between them, so that their batches join to those of a single process.
-    In training all get equally many rows, some row twice if it must be; in validation every row goes to one.
+    In training all get equally many rows, a few of them twice if need be; in validation no row goes to two.
     """
     world, here = world_size(), rank()
     mine = batch_size // world
@@ -151,10 +154,10 @@ def finetune(
     batch_size: int,
     workers: int = 0,
 ) -> None:
-    """Fit ``module``, from the checkpoint of ``end`` where there is one, and leave it in its best epoch's state.
+    """Fit ``module``, continuing from the checkpoint of ``end`` if there is one, and leave it in its best state.
 
     Args:
-        batch_size: of all processes together.
+        batch_size: rows per step, of all processes together.
 
     Raises:
         KeyboardInterrupt: on Ctrl+C; the checkpoint stays.
@@ -178,21 +181,23 @@ def finetune(
 
 
 class EpochEnd(Checkpoint):
-    """Keeps the best epoch's state, records every epoch, writes the checkpoint.
+    """The callback that keeps the best epoch's state, records every epoch and writes the checkpoint.
 
-    A ``Checkpoint``, because Lightning calls those after the module's own end of an epoch, all others before.
+    It is a ``Checkpoint``, because Lightning calls these after the module's own end of an epoch, and all other
+    callbacks before.
 
     Args:
-        checkpoint: the file, or None.
-        resume: continue from it where it exists.
-        observed, full_labels: of the training rows; full labels, where known, to watch what is recovered.
-        first_epoch: the module's.
+        checkpoint: file of the checkpoint, or None.
+        observed: observed labels of the training rows.
+        full_labels: full labels of the training rows, where recovery is to be tracked.
+        first_epoch: the module's ``first_epoch``.
         start: (epoch, validation mAP, state) of the linear phase, the best so far.
+        resume: continue from the checkpoint where it exists.
 
     Attributes:
-        epochs: records as those of the linear phase.
-        epoch: whose state is ``best``: that of the best ``val_map``, the last one without validation.
-        counts: of each epoch, as of :func:`spml_fast.metrics.probability_counts`, where full labels are known.
+        epochs: a record of each epoch, as in the linear phase.
+        epoch: the one whose state is ``best``: that of the best ``val_map``, the last one without validation.
+        counts: counts of each epoch, as of :func:`spml_fast.metrics.probability_counts`, with ``full_labels``.
     """
 
     def __init__(
@@ -212,10 +217,10 @@ class EpochEnd(Checkpoint):
         self.epoch, self.validation_map, self.best = (0, None, None) if start is None else start
 
     def finished_epochs(self) -> int:
-        """How many the checkpoint holds.
+        """Number of epochs that the checkpoint holds.
 
         Raises:
-            ValueError: it is none of a fine-tuning.
+            ValueError: it is not a checkpoint of fine-tuning.
         """
         state = load_state(self.checkpoint)
         try:
@@ -232,7 +237,7 @@ class EpochEnd(Checkpoint):
         metrics = trainer.callback_metrics
         recovery = None
         if self.full_labels is not None and module.probabilities is not None:
-            recovery = watch(module.probabilities.cpu(), self.full_labels, self.observed, self.counts)
+            recovery = recovery_map(module.probabilities.cpu(), self.full_labels, self.observed, self.counts)
         value = float(metrics["val_map"]) if "val_map" in metrics else None
         self.epochs.append(
             {

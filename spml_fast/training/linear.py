@@ -3,10 +3,10 @@
 The recipe is that of Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021: Adam, a grid of
 learning rates and batch sizes, of which validation mAP chooses the run and the epoch.
 
-A step of a general trainer (a DataLoader, autograd, an optimiser's loop over parameters) costs several times
-what the arithmetic of a batch of eight rows does. Here the runs that share a batch size share their batches:
-one gather, one product for the logits of all, a loss for each, and one pass over the weights that forms the
-gradient and takes Adam's step.
+With a general trainer (a DataLoader, autograd, an optimiser's loop over parameters), a step on eight rows takes
+several times as long as its arithmetic. Here the runs that share a batch size share their batches: one gather, one
+product for the logits of all, a loss for each, and one pass over the weights that forms the gradient and takes
+Adam's step.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 DENSE_BYTES = 2**31
-"""Sparse features that would take more than this densely stay sparse on the device, and batches are made dense."""
+"""Sparse features that would be larger than this when dense stay sparse on the device; batches are made dense."""
 
 CHUNK_ROWS = 4096
-"""Rows whose logits are computed at a time when all rows are scored."""
+"""Number of rows whose logits are computed at a time when all rows are scored."""
 
 ESTIMATOR_FACTOR = 10
-"""Learning rate of the label estimates over that of the classifier, as in the paper."""
+"""How many times as fast as the classifier the label estimates learn, as in the paper."""
 
 
 def finite(value: float) -> float | None:
@@ -46,7 +46,7 @@ def finite(value: float) -> float | None:
 
 
 def stream(*key: int) -> torch.Generator:
-    """A generator of its own for each key, so that a resumed run draws what an uninterrupted one would have."""
+    """A random generator for each key, by which a resumed run draws what an uninterrupted one would have."""
     state = np.random.SeedSequence([part % 2**64 for part in key]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
 
@@ -76,7 +76,7 @@ class ResidentFeatures:
         return self.shape[0]
 
     def rows(self, index: Tensor) -> Tensor:
-        """(n, D + 1), dense."""
+        """The rows of this index, dense (n, D + 1)."""
         return self._scatter(index) if self.dense is None else self.dense.index_select(0, index)
 
     def _scatter(self, index: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class ResidentFeatures:
         return out.index_put_((row, self.columns[place]), self.values[place], accumulate=True)
 
     def logits(self, weight: Tensor) -> Tensor:
-        """(N, K) for weights (K, D + 1)."""
+        """The products (N, K) of all rows with weights (K, D + 1)."""
         if self.dense is not None:
             return self.dense @ weight.T
         chunks = torch.arange(len(self), device=weight.device).split(CHUNK_ROWS)
@@ -104,12 +104,12 @@ class LinearRun:
     Attributes:
         epochs: a record of each epoch: "epoch", "train_loss", "validation_map" and "recovery_map" (None where
             unknown), "seconds" (an equal share of the time of the runs that were trained together).
-        epoch: whose weights were kept: that of the best validation mAP, the last one without validation.
-        validation_map: in that epoch.
-        weight: (L, D + 1) then, the bias in the last column.
-        estimates: (N, L) logits of the label estimator then, for ROLE.
-        loss_state: the loss's state dict then.
-        counts: (epochs, 2, bins) as of :func:`spml_fast.metrics.probability_counts`, where full labels are known.
+        epoch: the one whose state was kept: that of the best validation mAP, the last one without validation.
+        validation_map: validation mAP of that epoch.
+        weight: (L, D + 1) weights of that epoch, the bias in the last column.
+        estimates: (N, L) logits of the label estimator in that epoch, for ROLE.
+        loss_state: the loss's state dict in that epoch.
+        counts: (epochs, 2, bins) as of :func:`spml_fast.metrics.probability_counts`, where recovery is tracked.
     """
 
     lr: float
@@ -123,7 +123,7 @@ class LinearRun:
     counts: list[Tensor] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        """Its line in the table of the grid."""
+        """The run's line in the table of the grid."""
         return {
             "lr": self.lr,
             "batch_size": self.batch_size,
@@ -137,15 +137,15 @@ class LinearTask:
     """What the runs of a grid have in common.
 
     Attributes:
-        features: of the training rows.
+        features: features of the training rows.
         inputs: what the loss is called with beside the logits, by name, for all training rows: "labels", and
             "full_labels" or "pseudo_labels" where it asks for them.
         n_labels: L.
-        make_loss: a new loss module, on the features' device.
-        epochs: of each run.
-        seed: of the weights' start, the batches and the label estimates' start.
+        make_loss: makes a new loss module, on the features' device.
+        epochs: epochs of each run.
+        seed: seed of the weights' start, the batches and the label estimates' start.
         validation: features and labels (N, L) bool that choose run and epoch.
-        full_labels: (N, L) bool of the training rows, where somebody knows them, to watch what is recovered.
+        full_labels: (N, L) bool of the training rows, where recovery is to be tracked.
     """
 
     features: ResidentFeatures
@@ -178,10 +178,13 @@ def value_and_gradients(
     return value.detach(), grad, None
 
 
-def watch(p: Tensor, full_labels: Tensor, observed: Tensor, counts: list[Tensor]) -> float | None:
-    """mAP of the training labels recovered after an epoch; where predictions fall goes to ``counts``.
+def recovery_map(p: Tensor, full_labels: Tensor, observed: Tensor, counts: list[Tensor]) -> float | None:
+    """The mAP of the training labels recovered after an epoch; None of a model that has diverged.
 
-    Nothing of a model that has diverged.
+    Args:
+        p: (N, L) predicted probabilities of the training rows.
+        counts: gets the counts of unobserved positives and negatives over p, as of
+            :func:`spml_fast.metrics.probability_counts`.
     """
     if not bool(p.isfinite().all()):
         return None
@@ -221,7 +224,7 @@ class LinearGroup:
 
     @torch.no_grad()
     def train_epoch(self) -> None:
-        """One pass over the training rows; afterwards the runs have a record more."""
+        """One pass over the training rows, of which each run gets a record."""
         began = time.perf_counter()
         task = self.task
         self.epoch += 1
@@ -232,18 +235,19 @@ class LinearGroup:
         order = torch.randperm(len(task.features), generator=stream(task.seed, 0, self.epoch)).to(task.device)
         labels = task.inputs["labels"][order]
         values = [
-            self._step(rows, row_labels)
+            self.train_batch(rows, row_labels)
             for rows, row_labels in zip(order.split(self.batch_size), labels.split(self.batch_size), strict=True)
         ]
         sizes = torch.tensor([len(rows) for rows in order.split(self.batch_size)], device=task.device)
         means = (torch.stack([torch.stack(v) for v in values]) * sizes[:, None]).sum(0) / len(order)
         self._finish_epoch(means.tolist(), began)
 
-    def _step(self, rows: Tensor, labels: Tensor) -> list[Tensor]:
+    def train_batch(self, rows: Tensor, labels: Tensor) -> list[Tensor]:
+        """A step of all runs on these rows, whose labels are given; returns the runs' losses."""
         task, columns = self.task, self.task.n_labels
         x = task.features.rows(rows)
         logits = x @ self.weight.T
-        # The same for all runs but for the estimates.
+        # All runs are given the same, except for ROLE's estimates.
         given = {"labels": labels, "index": rows}
         for name in self.inputs:
             if name not in given and name != "table":
@@ -281,7 +285,7 @@ class LinearGroup:
                 if hasattr(loss, "update"):
                     loss.update(p, observed)
                 if task.full_labels is not None:
-                    recovery = watch(p, task.full_labels, observed, run.counts)
+                    recovery = recovery_map(p, task.full_labels, observed, run.counts)
             run.epochs.append(
                 {
                     "epoch": self.epoch,
@@ -304,7 +308,7 @@ class LinearGroup:
         return slice(i * self.task.n_labels, (i + 1) * self.task.n_labels)
 
     def _maps(self, logits: Tensor, labels: Tensor) -> list[float]:
-        """mAP of each run; 0 of one that has diverged."""
+        """The validation mAP of each run; 0 for one that has diverged."""
         by_run = logits.view(len(logits), len(self.runs), self.task.n_labels)
         sound = by_run.isfinite().all(dim=2).all(dim=0)
         ap = average_precision(logits.nan_to_num(), labels.repeat(1, len(self.runs)))
@@ -319,7 +323,7 @@ class LinearGroup:
             run.estimates = self.estimators[i].logits.detach().clone()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that continues this group, as tensors and plain values."""
+        """Everything that is needed to continue this group, as tensors and plain values."""
         state = {
             "weight": self.weight,
             "exp_avg": self.exp_avg,
@@ -336,6 +340,7 @@ class LinearGroup:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from what :meth:`state_dict` gave."""
         for name in ("weight", "exp_avg", "exp_avg_sq"):
             getattr(self, name).copy_(state[name])
         self.epoch, self.step = state["epoch"], state["step"]
@@ -349,7 +354,7 @@ class LinearGroup:
 
 
 class CheckpointError(ValueError):
-    """A checkpoint of something else."""
+    """A checkpoint that does not fit the run."""
 
 
 def fit_linear(
@@ -364,8 +369,8 @@ def fit_linear(
     """Train the grid.
 
     Args:
-        checkpoint: what ``save`` was last given, to continue from.
-        save: called after every epoch with what a continuation needs: tensors and plain values.
+        checkpoint: the state to continue from, as ``save`` was last called with.
+        save: called after every epoch with the state that a continuation needs: tensors and plain values.
 
     Returns:
         The runs; :func:`best_run` chooses.
@@ -398,10 +403,10 @@ def fit_linear(
 
 
 def best_run(runs: Sequence[LinearRun]) -> LinearRun:
-    """The run with the best validation mAP, the first of equals, of those that have not diverged.
+    """The run with the best validation mAP among those that have not diverged; the first of equals.
 
     Raises:
-        FloatingPointError: all have.
+        FloatingPointError: all runs have diverged.
     """
     sound = [run for run in runs if bool(run.weight.isfinite().all())]
     if not sound:

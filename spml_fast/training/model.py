@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from .._models import eval_mode
 
 if TYPE_CHECKING:
-    from .prepare import Features
+    from ..data.base import Features
 
 PREDICT_ROWS = 64
-"""Rows that go through a network at once."""
+"""Number of rows that go through a network at once."""
 
 
 class MultiLabelClassifier(nn.Module):
@@ -35,14 +35,22 @@ class MultiLabelClassifier(nn.Module):
         return self.head(self.trunk(x))
 
     def predict_proba(self, x: Features, workers: int = 0) -> Tensor:
-        """(N, L) probabilities, on the CPU; x is a tensor, an array, a scipy CSR matrix or a ``Dataset``, which
-        ``workers`` processes load."""
+        """The probabilities (N, L), on the CPU.
+
+        Args:
+            x: a tensor, an array, a scipy CSR matrix or a ``Dataset``.
+            workers: processes that load a ``Dataset``.
+        """
         return over_rows(lambda batch: self(batch).sigmoid(), self, x, workers)
 
 
 @torch.no_grad()
 def over_rows(function: Callable[[Tensor], Tensor], module: nn.Module, x: Features, workers: int = 0) -> Tensor:
-    """``function`` of all rows of x, by batches on the module's device, in eval mode; on the CPU, float32."""
+    """Applies ``function`` to all rows of x, in batches on the module's device and in eval mode.
+
+    Returns:
+        The results in a row, float32 on the CPU.
+    """
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     with eval_mode(module):
         return torch.cat(
@@ -65,8 +73,8 @@ def load_classifier(folder: str | Path, trunk: nn.Module | None = None) -> Multi
 
     Args:
         folder: ``out`` of :func:`spml_fast.train_classifier`.
-        trunk: a module of the shape that the run's trunk had, for its weights; none for a linear classifier on
-            features.
+        trunk: a module of the shape that the run's trunk had, which gets its weights; None for a linear classifier
+            on features.
 
     Raises:
         FileNotFoundError: the folder holds no finished run.

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from .._renamed import renamed
 from ..labels import LabelEstimator
 from ..losses import Loss, make
 from ..metrics import average_precision
@@ -36,14 +37,15 @@ class SPMLModule(lightning.LightningModule):
         estimator: the label estimates, for ROLE; they learn ten times as fast as the trunk.
         observed: (R,) or (R, L), observed labels of the whole training set, for EM+APL.
         lr: learning rate of Adam, for the trunk.
-        first_epoch: what the loss counts the first epoch as: where a linear phase stopped, plus one.
-        watch: keep the predicted probabilities of each training epoch, (R, L), in ``probabilities``; NaN for rows
-            that were in no batch. Needs the batches' "index".
+        first_epoch: the number of the first epoch to the loss: one more than the epochs of a linear phase before.
+        track_recovery: keep the predicted probabilities of each training epoch, (R, L), in ``probabilities``; NaN
+            for rows that were in no batch. Needs the batches' "index".
 
     Raises:
-        ValueError: a head that the model has not, or an input of the loss that is missing.
+        ValueError: a head that the model does not have, or an input of the loss that is missing.
     """
 
+    @renamed("SPMLModule", {"watch": "track_recovery=..."})
     def __init__(
         self,
         model: nn.Module,
@@ -55,7 +57,7 @@ class SPMLModule(lightning.LightningModule):
         lr: float = 1e-5,
         head_factor: float = 10.0,
         first_epoch: int = 1,
-        watch: bool = False,
+        track_recovery: bool = False,
     ) -> None:
         super().__init__()
         self.model, self.estimator = model, estimator
@@ -72,14 +74,14 @@ class SPMLModule(lightning.LightningModule):
             raise ValueError(f"{type(self.loss).__name__} needs an estimator, LabelEstimator(labels)")
         if hasattr(self.loss, "update") and observed is None:
             raise ValueError(f"{type(self.loss).__name__} needs observed, the labels of the whole training set")
-        self.watch = watch or hasattr(self.loss, "update")
+        self.track_recovery = track_recovery or hasattr(self.loss, "update")
         self.register_buffer("observed", observed, persistent=False)
         self.probabilities: Tensor | None = None
         self._seen: list[tuple[Tensor, Tensor]] = []
         self._scored: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (N, L)."""
+        """The logits (N, L)."""
         return self.model(x)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -95,7 +97,7 @@ class SPMLModule(lightning.LightningModule):
     # --- training ---------------------------------------------------------------------------------
 
     def on_train_epoch_start(self) -> None:
-        self._seen.clear()  # of an epoch that did not end
+        self._seen.clear()  # what an epoch that did not end left
         if hasattr(self.loss, "set_epoch"):
             self.loss.set_epoch(self.first_epoch + self.current_epoch)
 
@@ -104,7 +106,7 @@ class SPMLModule(lightning.LightningModule):
             batch = dict(zip(("x", "labels", "index"), batch, strict=False))
         given = dict(batch)
         needed = ["x", *(name for name in self.inputs if name != "table")]
-        if self.watch and "index" not in needed:
+        if self.track_recovery and "index" not in needed:
             needed.append("index")
         missing = [name for name in needed if name not in given]
         if missing:
@@ -116,7 +118,7 @@ class SPMLModule(lightning.LightningModule):
         if self.estimator is not None:
             given["table"] = self.estimator.logits
         value = self.loss(logits, *[given[name] for name in self.inputs])
-        if self.watch:
+        if self.track_recovery:
             self._seen.append((given["index"], logits.detach().float().sigmoid()))
         self.log("train_loss", value, on_step=False, on_epoch=True, batch_size=len(logits), sync_dist=True)
         return value
@@ -156,7 +158,7 @@ class SPMLModule(lightning.LightningModule):
         logits, labels = (torch.cat(parts) for parts in zip(*self._scored, strict=True))
         self._scored.clear()
         if dist.is_available() and dist.is_initialized():
-            logits, labels = _of_all_processes(logits), _of_all_processes(labels)
+            logits, labels = _all_gather_rows(logits), _all_gather_rows(labels)
         if bool(logits.isfinite().all()):
             value = average_precision(logits, labels).mean()
         else:
@@ -164,8 +166,8 @@ class SPMLModule(lightning.LightningModule):
         self.log("val_map", value.float(), prog_bar=True, rank_zero_only=False)
 
 
-def _of_all_processes(rows: Tensor) -> Tensor:
-    """The rows of all processes, which need not have equally many."""
+def _all_gather_rows(rows: Tensor) -> Tensor:
+    """Joins the rows of all processes, which need not have equally many."""
     counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
     most = int(max(counts))

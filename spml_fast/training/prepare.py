@@ -1,9 +1,9 @@
-"""The data of a training: splits in any form that users have them in, checked and put into one."""
+"""The data of a training: splits in any form that users have, checked and brought into one form."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Real
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from ..data.base import (
     MultiLabelData,
@@ -24,16 +24,14 @@ from ..data.base import (
 )
 from ..labels import check_observed
 from .linear import value_and_gradients
+from .options import Validation
 from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
-
-    Features = Tensor | np.ndarray | csr_matrix | Dataset
-    Split = MultiLabelData | tuple[Features, Tensor | np.ndarray]
+    from ..data.base import Split
 
 SPLIT_SEED = 1200
-"""Of the split into training and validation rows, in the paper's code."""
+"""Seed of the split into training and validation rows, as in the paper's code."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +57,11 @@ class TrainingData:
         return None if self.train.labels is None else self.train.labels[self.rows]
 
 
-def prepare(
-    train: Split,
-    test: Split | None,
-    validation: float | Split,
-    recipe: Recipe,
-    names: Sequence[str],
-    validation_labels: str,
-    pseudo_labels: Tensor | np.ndarray | None,
-) -> TrainingData:
+def prepare(train: Split, test: Split | None, validation: Validation, recipe: Recipe) -> TrainingData:
     """Check everything that can be checked before a training; see :func:`spml_fast.train_classifier`."""
-    if validation_labels not in ("full", "observed"):
-        raise ValueError(f"validation_labels must be 'full' or 'observed', got {validation_labels!r}")
     test = None if test is None else _full_split(test, "test")
-    train = _training_split(train, names, test, recipe.needs_full_labels)
-    held_out = None if isinstance(validation, Real) else _full_split(validation, "validation")
+    train = _training_split(train, test, recipe.needs_full_labels)
+    held_out = None if isinstance(validation.data, Real) else _full_split(validation.data, "validation")
     for what, split in (("test", test), ("validation", held_out)):
         if split is not None:
             with _located(what):
@@ -86,35 +74,33 @@ def prepare(
 
     rows, held = torch.arange(len(train)), None
     if held_out is None:
-        rows, held = split_rows(len(train), float(validation))
+        rows, held = split_rows(len(train), float(validation.data))
         held_out = None if held is None else train
-    if held_out is None and recipe.has_linear_phase and len(recipe.lrs) * len(recipe.batch_sizes) > 1:
+    linear = recipe.linear
+    if held_out is None and linear is not None and len(linear.lr) * len(linear.batch_size) > 1:
         raise ValueError("without validation there is nothing to choose by: pass one lr and one batch_size")
     measured = None
     if held_out is not None:
-        measured = _measured_labels(held_out, validation_labels)
+        measured = _measured_labels(held_out, validation.labels)
         measured = measured if held is None else measured[held]
-    if recipe.empty_labels == "refuse":
-        with _located("train", "; leave them out, or train the others with empty_labels='keep'"):
+    if train.empty_labels == "refuse":
+        advice = "; leave them out, or train the others with MultiLabelData(..., empty_labels='keep')"
+        with _located("train", advice):
             check_labels_observed(taught[rows], train.names)
 
-    positives = recipe.expected_positives
-    if positives is None and train.labels is not None:
-        positives = float(train.labels[rows].sum(1).float().mean())
+    positives = None if train.labels is None else float(train.labels[rows].sum(1).float().mean())
     inputs = {"labels": taught[rows]}
     if "full_labels" in recipe.inputs:
         inputs["full_labels"] = train.labels[rows]
     if recipe.loss_name == "gpr":
-        inputs["pseudo_labels"] = _checked_pseudo_labels(pseudo_labels, (len(train), train.n_labels))[rows]
-    elif pseudo_labels is not None:
-        raise ValueError(f"pseudo_labels are for loss 'gpr', not for {recipe.loss_name!r}")
+        inputs["pseudo_labels"] = _checked_pseudo_labels(train)[rows]
     data = TrainingData(train, rows, held_out, held, measured, test, inputs, positives, tuple(train.names))
     _try_loss(recipe, data)
     return data
 
 
 def _try_loss(recipe: Recipe, data: TrainingData) -> None:
-    """The loss's complaints, about its hyper-parameters in any epoch and about the labels, before training."""
+    """Lets the loss complain before training, about its hyper-parameters in any epoch and about the labels."""
     loss = recipe.make_loss(len(data.rows), data.n_labels, data.expected_positives)
     rows = torch.tensor([0, len(data.rows) - 1])  # the last row has the largest index
     given = {name: value[rows] for name, value in data.inputs.items()} | {"index": rows}
@@ -138,7 +124,7 @@ def _try_loss(recipe: Recipe, data: TrainingData) -> None:
 
 
 def _measured_labels(split: MultiLabelData, which: str) -> Tensor:
-    """(N, L) bool by which validation chooses."""
+    """The labels (N, L) bool by which validation chooses."""
     if split.labels is not None and which == "full":
         return split.labels
     if split.observed is None:
@@ -151,7 +137,7 @@ def _measured_labels(split: MultiLabelData, which: str) -> Tensor:
 
 @contextmanager
 def _located(what: str, advice: str = "") -> Iterator[None]:
-    """Says whose data an error speaks of, and what may be done."""
+    """Adds to an error the split that it speaks of, and what may be done."""
     try:
         yield
     except (ValueError, TypeError, IndexError) as error:
@@ -173,7 +159,7 @@ def _check_goes_with(split: MultiLabelData, train: MultiLabelData, recipe: Recip
 
 
 def _taught_labels(train: MultiLabelData, recipe: Recipe) -> Tensor:
-    """The labels that the loss is called with, once they are known to be good for it."""
+    """The labels that the loss is called with, checked for it."""
     loss = recipe.loss_name
     if (recipe.needs_full_labels or "full_labels" in recipe.inputs) and train.labels is None:
         raise ValueError(f"train: loss {loss!r} needs full labels; the training data have none")
@@ -189,10 +175,13 @@ def _taught_labels(train: MultiLabelData, recipe: Recipe) -> Tensor:
     return taught
 
 
-def _checked_pseudo_labels(pseudo_labels: Tensor | np.ndarray | None, shape: tuple[int, int]) -> Tensor:
+def _checked_pseudo_labels(train: MultiLabelData) -> Tensor:
+    pseudo_labels, shape = train.pseudo_labels, (len(train), train.n_labels)
     if pseudo_labels is None:
-        raise ValueError("loss 'gpr' needs pseudo_labels (N, L) in {-1, 0, 1}")
-    pseudo_labels = torch.as_tensor(pseudo_labels)
+        raise ValueError(
+            "loss 'gpr' needs pseudo_labels (N, L) in {-1, 0, 1}; give them with the training data, "
+            "MultiLabelData(..., pseudo_labels=...)"
+        )
     if tuple(pseudo_labels.shape) != shape:
         raise ValueError(f"pseudo_labels must have shape {shape}, got {tuple(pseudo_labels.shape)}")
     _check_values(pseudo_labels, (1, 0, -1), "pseudo_labels")
@@ -224,19 +213,17 @@ def _pair(value: Any, what: str) -> tuple[Any, Tensor]:
         return as_x(x), torch.as_tensor(labels).detach().cpu()
 
 
-def _training_split(train: Any, names: Sequence[str], test: MultiLabelData | None, full: bool) -> MultiLabelData:
+def _training_split(train: Any, test: MultiLabelData | None, full: bool) -> MultiLabelData:
     if isinstance(train, MultiLabelData):
-        if names and tuple(names) != tuple(train.names):
-            raise ValueError("names are part of the training data already")
         return train
     if full:
-        return _full_split(train, "train", names)
+        return _full_split(train, "train")
     x, observed = _pair(train, "train")
+    names = ()
     if observed.dim() == 1 and not observed.is_floating_point() and observed.dtype != torch.bool:
         observed = observed.long()
-        if not names:
-            n_labels = test.n_labels if test is not None else int(observed.max()) + 1 if len(observed) else 0
-            names = tuple(map(str, range(n_labels)))
+        n_labels = test.n_labels if test is not None else int(observed.max()) + 1 if len(observed) else 0
+        names = tuple(map(str, range(n_labels)))
     elif observed.dim() != 2:
         raise ValueError(
             f"train: labels must be (N,) integers or (N, L), got {observed.dtype} of shape {tuple(observed.shape)}"
@@ -245,10 +232,10 @@ def _training_split(train: Any, names: Sequence[str], test: MultiLabelData | Non
         _check_values(observed, (1, 0, -1), "train: labels")
         observed = observed.to(torch.int8)
     with _located("train"):
-        return MultiLabelData(x, observed=observed, names=tuple(names))
+        return MultiLabelData(x, observed=observed, names=names)
 
 
-def _full_split(split: Any, what: str, names: Sequence[str] = ()) -> MultiLabelData:
+def _full_split(split: Any, what: str) -> MultiLabelData:
     if isinstance(split, MultiLabelData):
         return split
     x, labels = _pair(split, what)
@@ -256,7 +243,7 @@ def _full_split(split: Any, what: str, names: Sequence[str] = ()) -> MultiLabelD
         raise ValueError(f"{what}: full labels must have shape (N, L), got {tuple(labels.shape)}")
     _check_values(labels, (1, 0), f"{what}: labels")
     with _located(what):
-        return MultiLabelData(x, labels=labels.bool(), names=tuple(names))
+        return MultiLabelData(x, labels=labels.bool())
 
 
 def _width(x: Any) -> tuple[int, ...]:
@@ -270,11 +257,12 @@ def _check_kind(x: Any, recipe: Recipe) -> None:
             f"x must be features (N, D) for a linear classifier, got rows of shape {_width(x)}; pass a "
             "trunk that computes features"
         )
-    if recipe.tunes and hasattr(x, "indptr"):
-        raise ValueError("a trunk cannot be tuned on sparse features; densify them or use train_mode='linear'")
+    if recipe.finetune is not None and hasattr(x, "indptr"):
+        raise ValueError("a trunk cannot be tuned on sparse features; densify them, or leave finetune out")
 
 
 def split_rows(n: int, share: float) -> tuple[Tensor, Tensor | None]:
+    """Rows to train on and rows held out, None where the share is 0; the same rows for every seed."""
     if not 0 <= share < 1:
         raise ValueError(f"validation must be a share of the training rows in [0, 1), or data, got {share}")
     held = math.ceil(share * n)
@@ -289,13 +277,14 @@ def split_rows(n: int, share: float) -> tuple[Tensor, Tensor | None]:
 
 
 def _positives(observed: Tensor, n_labels: int) -> Tensor:
-    """(N, L) bool of either form."""
+    """The observed positives (N, L) bool, from observed labels in either form."""
     if observed.dim() == 2:
         return observed == 1
     return observed[:, None] == torch.arange(n_labels)
 
 
 def take(x: Any, rows: Tensor | None) -> Any:
+    """Rows of features in any form; None for all."""
     if rows is None:
         return x
     if isinstance(x, Tensor):

@@ -39,22 +39,58 @@ def quiet_trainer(*, progress: bool, **arguments: Any) -> Any:
 
 
 def quiet_fit(trainer: Any, module: Any, *loaders: DataLoader, **options: Any) -> bool:
-    """``trainer.fit``; whether it ran to its end, so False after Ctrl+C.
+    """Runs ``trainer.fit``; returns whether it ran to its end, which is False after Ctrl+C.
 
-    Lightning answers Ctrl+C by ignoring further ones and leaving the process with its work. A
-    library must not: the handler comes back, and the caller decides what to keep.
+    Lightning answers Ctrl+C by ignoring further ones and ending the process. After SIGTERM it ends the training at
+    the next batch, and the script would go on. A library must do neither. The caller decides what to keep after
+    Ctrl+C; SIGTERM does what it did before the training, which is to end the process at once unless the user has a
+    handler of their own.
     """
-    handler = signal.getsignal(signal.SIGINT)
+    interrupt, terminate = (signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM))
+    watcher = _signal_watcher(terminate)
+    trainer.callbacks.append(watcher)
     with _silence():
         try:
             trainer.fit(module, *loaders, **options)
         except SystemExit:
-            if not trainer.interrupted:
+            if trainer.received_sigterm:  # it came before the watcher gave the handler back
+                _set_handler(signal.SIGTERM, terminate)
+                signal.raise_signal(signal.SIGTERM)
+            if not watcher.interrupted:
                 raise
         finally:
-            if signal.getsignal(signal.SIGINT) != handler:
-                signal.signal(signal.SIGINT, handler)
-    return not trainer.interrupted
+            trainer.callbacks.remove(watcher)
+            _set_handler(signal.SIGINT, interrupt)
+            _set_handler(signal.SIGTERM, terminate)
+    return not watcher.interrupted
+
+
+def _signal_watcher(terminate: Any) -> Any:
+    """A callback that gives SIGTERM its handler back, and knows whether Ctrl+C ended the training.
+
+    A function makes it, so that Lightning is imported only when needed.
+    """
+    import lightning
+
+    class SignalWatcher(lightning.Callback):
+        interrupted = False
+
+        def on_sanity_check_start(self, trainer: Any, module: Any) -> None:
+            _set_handler(signal.SIGTERM, terminate)
+
+        def on_train_start(self, trainer: Any, module: Any) -> None:
+            _set_handler(signal.SIGTERM, terminate)
+
+        def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+            self.interrupted = isinstance(exception, KeyboardInterrupt)
+
+    return SignalWatcher()
+
+
+def _set_handler(number: int, handler: Any) -> None:
+    """Sets the handler of a signal unless it is the same already, as it always is outside the main thread."""
+    if signal.getsignal(number) != handler:
+        signal.signal(number, handler)
 
 
 @contextlib.contextmanager
@@ -65,7 +101,7 @@ def _silence() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            # Advice on workers and loggers; the loaders here have no use for workers.
+            # They advise workers and loggers; the loaders here have no use for workers.
             warnings.filterwarnings("ignore", module="lightning")
             yield
     finally:
@@ -76,10 +112,10 @@ def _silence() -> Iterator[None]:
 def tensor_loader(
     tensors: Sequence[Tensor], batch_size: int, *, shuffle: bool = True, steps: int | None = None
 ) -> DataLoader:
-    """Batches taken from tensors by one indexing each, instead of row by row.
+    """A loader that takes each batch from tensors by one indexing, instead of row by row.
 
-    With ``steps``, one epoch is that many batches drawn with replacement: a training run counted
-    in steps is then a single epoch and pays the cost of starting an epoch once.
+    With ``steps``, one epoch is that many batches drawn with replacement: a training counted in steps is then a
+    single epoch and pays the cost of starting an epoch once.
     """
     data = TensorDataset(*tensors)
     if steps is not None:
@@ -88,6 +124,6 @@ def tensor_loader(
         rows = RandomSampler(data)
     else:
         rows = SequentialSampler(data)
-    # In training a last batch of one row would break batch normalisation.
+    # In training, batch normalisation would fail on a last batch of one row.
     batches = BatchSampler(rows, batch_size, drop_last=shuffle and len(rows) > batch_size)
     return DataLoader(data, sampler=batches, batch_size=None)

@@ -1,127 +1,101 @@
-"""How to train: the arguments of ``train_classifier`` that do not depend on the data, checked."""
+"""How to train a classifier: the options that do not depend on the data, checked together."""
 
 from __future__ import annotations
 
 import copy
 import inspect
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from .._processes import world_size
 from ..losses import Loss, make, registry
+from .options import FineTuning, LinearPhase, check_integer, check_kind
 
-TRAIN_MODES = ("linear", "finetune", "linear_init")
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda")
 """Where the linear phase runs; fine-tuning runs on whatever Lightning knows."""
 
 FULL_LABEL_LOSSES = ("bce", "bce_ls")
-"""Losses whose labels are the full ones."""
+"""Names of losses that are called with full labels as their labels."""
 
 
 @dataclass(frozen=True)
 class Recipe:
     """The arguments of :func:`spml_fast.train_classifier` that say how to train.
 
+    Without ``linear`` and ``finetune`` it is the linear phase with its defaults.
+
     Raises:
-        ValueError, TypeError: one that cannot be trained with.
+        ValueError, TypeError: arguments that cannot be trained with.
     """
 
-    loss: str | Loss | nn.Module
-    loss_options: Mapping[str, Any] | None
-    train_mode: str
-    trunk: nn.Module | None
-    lr: float | Sequence[float]
-    batch_size: int | Sequence[int]
-    epochs: int
-    finetune_lr: float
-    finetune_batch_size: int
-    finetune_epochs: int
-    head_factor: float
-    expected_positives: float | None
-    standardize: bool
-    empty_labels: str
-    watch: bool | None
+    loss: str | Mapping[str, Any] | nn.Module
+    linear: LinearPhase | None
+    finetune: FineTuning | None
     seed: int
     accelerator: str
-    precision: str
-    workers: int
     progress: bool
-    trainer_options: Mapping[str, Any] | None
 
     def __post_init__(self) -> None:
-        if self.train_mode not in TRAIN_MODES:
-            raise ValueError(f"train_mode must be one of {', '.join(TRAIN_MODES)}, got {self.train_mode!r}")
-        if self.empty_labels not in ("refuse", "keep"):
-            raise ValueError(f"empty_labels must be 'refuse' or 'keep', got {self.empty_labels!r}")
-        for name in ("lr", "finetune_lr", "head_factor"):
-            values = _several(getattr(self, name)) if name == "lr" else [getattr(self, name)]
-            if not values or not all(_is_number(v) and 0 < v < math.inf for v in values):
-                kind = "a number or several" if name == "lr" else "a number"
-                raise ValueError(f"{name} must be positive, {kind}, got {getattr(self, name)!r}")
-        for name in ("batch_size", "epochs", "finetune_epochs", "finetune_batch_size"):
-            values = _several(getattr(self, name)) if name == "batch_size" else [getattr(self, name)]
-            if not values or not all(_is_integer(v) and v >= 1 for v in values):
-                raise ValueError(f"{name} must be a positive integer, got {getattr(self, name)!r}")
-        for name, lowest in (("seed", -(2**63)), ("workers", 0)):
-            if not _is_integer(getattr(self, name)) or getattr(self, name) < lowest:
-                raise ValueError(f"{name} must be an integer, at least {lowest}, got {getattr(self, name)!r}")
-        for name in ("epochs", "finetune_epochs", "finetune_batch_size", "seed", "workers"):
-            object.__setattr__(self, name, int(getattr(self, name)))
-        for name in ("finetune_lr", "head_factor"):
-            object.__setattr__(self, name, float(getattr(self, name)))
-        if self.loss_options is not None and not isinstance(self.loss_options, Mapping):
-            raise TypeError(f"loss_options must be a mapping, got {type(self.loss_options).__name__}")
+        if self.linear is not None:
+            check_kind("linear", self.linear, LinearPhase)
+        if self.finetune is not None:
+            check_kind("finetune", self.finetune, FineTuning)
+        elif self.linear is None:
+            object.__setattr__(self, "linear", LinearPhase())
+        if self.linear and self.finetune and self.linear.trunk is not None:
+            raise ValueError(
+                "linear: trunk is for a linear classifier alone; with fine-tuning, the features are those of "
+                "finetune's trunk: leave it out of linear"
+            )
+        object.__setattr__(self, "seed", check_integer("seed", self.seed, -(2**63)))
         if self.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
             raise ValueError(f"accelerator={self.accelerator!r}, but PyTorch sees no CUDA device")
-        if not self.tunes and self.accelerator not in ACCELERATORS:
+        if self.finetune is None and self.accelerator not in ACCELERATORS:
             raise ValueError(f"accelerator must be one of {', '.join(ACCELERATORS)}, got {self.accelerator!r}")
-        if self.tunes and self.trunk is None:
-            raise ValueError(f"train_mode={self.train_mode!r} needs a trunk, a module from x to features (N, F)")
-        if self.trunk is not None and not isinstance(self.trunk, nn.Module):
-            raise TypeError(f"trunk must be a torch.nn.Module, got {type(self.trunk).__name__}")
-        if isinstance(self.loss, str):
-            if self.loss not in registry:
-                raise ValueError(f"no loss is called {self.loss!r}; there are {', '.join(sorted(registry))}")
-        elif not isinstance(self.loss, nn.Module):
-            raise TypeError(f"loss must be a name or a module, got {type(self.loss).__name__}")
-        elif self.loss_options:
-            raise ValueError("loss_options are for a loss given by name; this one is a module")
+        if isinstance(self.loss, Mapping):
+            if not isinstance(self.loss.get("name"), str):
+                raise ValueError(f"loss must be a mapping with 'name' and the loss's options, got {self.loss!r}")
+        elif not isinstance(self.loss, str | nn.Module):
+            raise TypeError(
+                "loss must be a name, a mapping with 'name' and options, or a module, got "
+                f"{type(self.loss).__name__}"
+            )
+        if not isinstance(self.loss, nn.Module) and self.loss_name not in registry:
+            raise ValueError(f"no loss is called {self.loss_name!r}; there are {', '.join(sorted(registry))}")
 
     @property
-    def lrs(self) -> list[float]:
-        return [float(v) for v in _several(self.lr)]
+    def mode(self) -> str:
+        """The mode's name in the records: "linear", "finetune", or "linear_init" for one and then the other."""
+        if self.finetune is None:
+            return "linear"
+        return "finetune" if self.linear is None else "linear_init"
 
     @property
-    def batch_sizes(self) -> list[int]:
-        return [int(v) for v in _several(self.batch_size)]
+    def trunk(self) -> nn.Module | None:
+        return self.linear.trunk if self.finetune is None else self.finetune.trunk
 
     @property
-    def tunes(self) -> bool:
-        return self.train_mode != "linear"
-
-    @property
-    def has_linear_phase(self) -> bool:
-        return self.train_mode != "finetune"
+    def workers(self) -> int:
+        return self.linear.workers if self.finetune is None else self.finetune.workers
 
     @property
     def linear_epochs(self) -> int:
-        return self.epochs if self.has_linear_phase else 0
+        return 0 if self.linear is None else self.linear.epochs
 
     @property
     def total_epochs(self) -> int:
-        return self.linear_epochs + (self.finetune_epochs if self.tunes else 0)
+        return self.linear_epochs + (0 if self.finetune is None else self.finetune.epochs)
 
     @property
     def loss_name(self) -> str:
         if isinstance(self.loss, str):
             return self.loss
+        if isinstance(self.loss, Mapping):
+            return self.loss["name"]
         return getattr(type(self.loss), "name", type(self.loss).__name__)
 
     @property
@@ -130,7 +104,7 @@ class Recipe:
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What the loss is called with beside the logits."""
+        """Names of what the loss is called with beside the logits."""
         return called_with(self._loss)
 
     @property
@@ -140,42 +114,45 @@ class Recipe:
 
     @property
     def _loss(self) -> Any:
-        return registry[self.loss] if isinstance(self.loss, str) else self.loss
+        return self.loss if isinstance(self.loss, nn.Module) else registry[self.loss_name]
 
     def make_loss(self, n_samples: int, n_labels: int, expected_positives: float | None) -> nn.Module:
-        """A new loss module, what it has to know of the data filled in."""
-        if not isinstance(self.loss, str):
+        """A new loss module, with options that depend on the data filled in; a module given is copied."""
+        if isinstance(self.loss, nn.Module):
             return copy.deepcopy(self.loss)
+        options = {} if isinstance(self.loss, str) else {n: v for n, v in self.loss.items() if n != "name"}
         return build_loss(
-            self.loss,
-            self.loss_options or {},
+            self.loss_name,
+            options,
             n_samples=n_samples,
             n_labels=n_labels,
             epochs=self.total_epochs,
-            frozen_epochs=self.linear_epochs if self.tunes else 0,
+            frozen_epochs=0 if self.finetune is None else self.linear_epochs,
             expected_positives=expected_positives,
         )
 
-
-def _several(value: Any) -> list[Any]:
-    """The values of a grid, which may be a single one."""
-    if isinstance(value, np.ndarray | torch.Tensor):
-        value = value.tolist()
-    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    def settings(self) -> dict[str, Any]:
+        """The settings that a run must share with the one that it continues, by their names in a configuration."""
+        found = {"loss": self.loss, "seed": self.seed, "accelerator": self.accelerator}
+        for phase, names in (
+            ("linear", ("lr", "batch_size", "epochs", "standardize")),
+            ("finetune", ("lr", "batch_size", "epochs", "head_factor", "precision")),
+        ):
+            options = getattr(self, phase)
+            if options is not None:
+                found |= {f"{phase}.{name}": getattr(options, name) for name in names}
+        return found
 
 
 def called_with(loss: nn.Module | type[Loss]) -> tuple[str, ...]:
-    """Names of what a loss is called with beside the logits, in order; another module's are labels alone."""
+    """Names of what a loss is called with beside the logits; only labels for modules of other packages."""
     names = getattr(loss, "inputs", ("logits", "labels"))[1:]
     return (*names, "index") if "table" in names else names  # optional to ROLE's loss, not to batches
+
+
+def takes_expected_positives(name: str) -> bool:
+    """Whether the loss of this name has k, the expected number of positives, among its options."""
+    return name in registry and "expected_positives" in inspect.signature(registry[name].function).parameters
 
 
 def build_loss(
@@ -188,9 +165,10 @@ def build_loss(
     frozen_epochs: int = 0,
     expected_positives: float | None = None,
 ) -> Loss:
-    """The loss of this name for a training of so many rows, labels and epochs, where ``options`` do not say.
+    """The loss of this name, with options that are not given filled in for the size of the training.
 
-    The trunk is frozen in the first ``frozen_epochs``, GR's warm-up.
+    Args:
+        frozen_epochs: number of first epochs in which the trunk does not learn, GR's warm-up.
     """
     cls, options = registry[name], dict(options)
     own = set(inspect.signature(cls.__init__).parameters)
@@ -201,16 +179,17 @@ def build_loss(
         options.setdefault("warmup", frozen_epochs)
     if name == "em_apl":
         options.setdefault("warmup", max(1, min(5, options["epochs"] // 2)))
-    if "expected_positives" in inspect.signature(cls.function).parameters and expected_positives is not None:
+    if takes_expected_positives(name) and expected_positives is not None:
         options.setdefault("expected_positives", expected_positives)
     if name in ("epr", "role") and "expected_positives" not in options:
         raise ValueError(
             f"loss {name!r} needs expected_positives, k: how many positives an instance has on average "
-            "(1.5 on VOC, 2.9 on COCO); it is counted where full labels are known"
+            "(1.5 on VOC, 2.9 on COCO); it is counted where full labels are known, otherwise give it with the "
+            "loss's other options"
         )
     if "sync" in own and world_size() > 1:
         options.setdefault("sync", True)
     loss = make(name, **options)
     if loss.hyper.get("reduction") == "none":
-        raise ValueError("loss_options: a loss to train with is a number; reduction='none' leaves a matrix")
+        raise ValueError("loss: a loss to train with is a number; reduction='none' leaves a matrix")
     return loss

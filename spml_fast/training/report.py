@@ -1,4 +1,4 @@
-"""One page about a training run: the figures of merit, the pictures and the tables, in a file of its own."""
+"""A page about a training run, with its metrics, pictures and tables in a single file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .._checkpoint import write_atomically
 LONG_TABLE = 60
 """Longer tables start folded."""
 
-# File name, title, and what it shows: the reader may know the figure from the papers.
+# File name, title and explanation of each picture, some of which are known from the papers.
 PICTURES = (
     (
         "curves.png",
@@ -59,13 +59,13 @@ PICTURES = (
 
 
 def write_report(folder: str | Path) -> Path:
-    """Writes ``report.html`` from what a run left in ``folder``.
+    """Writes ``report.html`` from the files of a run.
 
     The page needs nothing else: pictures are inside, there are no scripts, no fonts and no links to a network.
 
     Args:
-        folder: of ``metrics.json``, and of those of the pictures in ``PICTURES`` that there are. What the metrics
-            or the pictures lack, the page leaves out.
+        folder: folder with ``metrics.json`` and any of the pictures in ``PICTURES``. The page leaves out what the
+            folder does not have.
 
     Returns:
         The path of ``report.html``, which appears whole or not at all.
@@ -110,7 +110,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _part(metrics: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A dict inside the metrics; empty where it is absent or null."""
+    """A mapping inside the metrics; an empty one where it is absent or null."""
     return metrics.get(key) or {}
 
 
@@ -118,7 +118,7 @@ def _part(metrics: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _number(value: Any, digits: int = 4) -> str:
-    """Significant digits of a number; "-" for None and NaN; anything else as it is."""
+    """A number as text with so many significant digits; "-" for None and NaN; anything else as it is."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "-"
     if isinstance(value, float):
@@ -163,7 +163,7 @@ def _about(metrics: Mapping[str, Any]) -> str:
 
 
 def _headline(metrics: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Value in %, name and what it means, of each mAP there is."""
+    """Value in %, name and meaning of each mAP that was measured."""
     names = (
         (_part(metrics, "test"), "map", "test mAP", "on the test set"),
         (_part(metrics, "selected"), "validation_map", "validation mAP", "of the epoch chosen"),
@@ -206,7 +206,7 @@ def _at_k(test: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _classes(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Per-class AP, the best first: of the test set, of recovery and of the estimates, what there is of them."""
+    """Average precision by class, the best first: test set, recovery and estimates, where they were measured."""
     parts = {name: _part(metrics, name).get("ap") or {} for name in ("test", "recovery", "estimates")}
     columns = [name for name, ap in parts.items() if ap]
     if not columns:
@@ -225,7 +225,7 @@ def _classes(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _grid(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The settings tried, the best first, with a mark on the one chosen."""
+    """The points of the grid, the best first, with a mark on the one chosen."""
     selected = _part(metrics, "selected")
 
     def value(point: Mapping[str, Any]) -> float:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .._checkpoint import load_state, save_state, write_atomically
+from .._checkpoint import digest, load_state, save_state, write_atomically
 from .._processes import is_first_process
 from .._version import __version__
+from .options import Validation
 from .prepare import TrainingData
-
-if TYPE_CHECKING:
-    from .classifier import TrainedClassifier
-
+from .recipe import Recipe
+from .result import TrainedClassifier
 
 CHECKPOINTS = ("linear.pt", "finetune.ckpt")
 RESULTS = (
@@ -30,11 +26,11 @@ RESULTS = (
 
 
 class RunFolder:
-    """Where a run leaves its checkpoints and its results.
+    """The folder where a run leaves its checkpoints and its results.
 
     Args:
-        settings: what a run must have in common with the one that it continues.
-        resume: continue what lies in ``path``; otherwise all of it is removed.
+        settings: the settings that a run must share with the one that it continues.
+        resume: continue the run in ``path``; otherwise its files are removed.
 
     Raises:
         ValueError: ``path`` holds a run of other settings.
@@ -63,7 +59,7 @@ class RunFolder:
             changes = "; ".join(f"{n} was {before.get(n)!r}, is {settings.get(n)!r}" for n in differing)
             raise ValueError(
                 f"{self.path} holds a run of other settings ({changes}); choose another folder, or start anew "
-                "(resume=False, --restart)"
+                "(RunRecord(resume=False), --restart)"
             )
 
     def load_linear(self) -> dict[str, Any] | None:
@@ -81,10 +77,12 @@ class RunFolder:
         return state
 
     def save_linear(self, state: dict[str, Any]) -> None:
+        """Writes the checkpoint of the linear phase."""
         if is_first_process():
             save_state(self.path / CHECKPOINTS[0], state)
 
     def write(self, result: TrainedClassifier, data: TrainingData) -> None:
+        """Writes the classifier, the metrics, the predictions, the pictures and the report."""
         if not is_first_process():
             return
         from safetensors.torch import save_model
@@ -116,7 +114,7 @@ class RunFolder:
 
 
 def write_results(folder: Path, metrics: dict[str, Any], counts: Tensor | None) -> None:
-    """``metrics.json`` and the pictures of a run."""
+    """Writes ``metrics.json`` and the pictures of a run."""
     from .. import plots
 
     text = json.dumps(metrics, indent=2, default=str) + "\n"
@@ -133,37 +131,31 @@ def write_results(folder: Path, metrics: dict[str, Any], counts: Tensor | None) 
 
 
 def _k_hat(metrics: dict[str, Any]) -> Any:
-    """GR's k(p) in the last epoch, for its figure."""
+    """The function k(p) of GR in the last epoch, for the figure of false negatives."""
     if metrics["loss"] not in ("gr", "gpr") or not metrics["epochs"]:
         return None
     w, b = (metrics["loss_options"][name] for name in ("w", "b"))
     return lambda p: 1 / (1 + np.exp(-(w * p + b)))
 
 
-def fingerprint(settings: Mapping[str, Any], data: TrainingData, trunk: nn.Module | None) -> dict[str, Any]:
-    """The settings as JSON has them, and digests of the data and of the trunk as it comes."""
-    parts = [data.train.x, *(data.inputs[name] for name in sorted(data.inputs)), data.full_labels]
-    parts += [data.validation_labels, data.validation_rows]
-    if data.validation is not None and data.validation is not data.train:
-        parts.append(data.validation.x)
+def fingerprint(recipe: Recipe, validation: Validation, data: TrainingData) -> dict[str, Any]:
+    """The settings of a run as plain values, with hashes of the data and of the trunk before training."""
+    settings = recipe.settings() | {"validation.labels": validation.labels}
+    if isinstance(validation.data, int | float):
+        settings["validation"] = validation.data
+    settings |= {"names": list(data.names), "empty_labels": data.train.empty_labels}
     plain = {
         name: value if isinstance(value, str | int | float | bool | None) else repr(value)
         for name, value in settings.items()
-        if name != "validation" or isinstance(value, int | float)
     }
-    state = [] if trunk is None else list(trunk.state_dict().values())
-    return {"spml_fast": __version__, **plain, "data": _digest(parts), "trunk": _digest(state)}
-
-
-def _digest(parts: Sequence[Any]) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for part in parts:
-        if isinstance(part, Tensor):
-            digest.update(str((tuple(part.shape), part.dtype)).encode())
-            digest.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        elif hasattr(part, "indptr"):
-            for array in (part.indptr, part.indices, part.data):
-                digest.update(np.ascontiguousarray(array))
-        else:  # None, or a Dataset, which is not read
-            digest.update(str(0 if part is None else len(part)).encode())
-    return digest.hexdigest()
+    parts = {
+        "x": data.train.x,
+        **{f"input {name}": data.inputs[name] for name in sorted(data.inputs)},
+        "full labels": data.full_labels,
+        "validation labels": data.validation_labels,
+        "validation rows": data.validation_rows,
+    }
+    if data.validation is not None and data.validation is not data.train:
+        parts["validation x"] = data.validation.x
+    trunk = {} if recipe.trunk is None else recipe.trunk.state_dict()
+    return {"spml_fast": __version__, **plain, "data": digest(parts), "trunk": digest(trunk)}

@@ -1,4 +1,4 @@
-"""Trunks by name, for the command line: x -> features (N, F)."""
+"""Trunks by name, for the command line: modules from x to features (N, F)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 HEADS = ("fc", "classifier", "head", "heads")
-"""What torchvision's models call the layer that a trunk has not."""
+"""Names that torchvision's models have for their last layer, which a trunk does without."""
 
 
 def small_cnn(channels: int = 3, width: int = 32, dropout: float = 0.1) -> nn.Module:
@@ -32,7 +32,7 @@ def make_trunk(spec: str | Mapping[str, Any]) -> nn.Module:
     Args:
         spec: a name, or a mapping with "name" and keyword arguments for it. Names are "small_cnn", those of
             torchvision's models ("resnet50", with ``weights: DEFAULT`` for pretrained ones), whose last layer is
-            taken off, and "package.module:function" for a function of one's own that returns the module.
+            taken off, and "package.module:function" for your own function that returns the module.
 
     Raises:
         ValueError: a name that is none of these.

@@ -39,11 +39,21 @@ def test_names_are_numbered_unless_given():
         ({"observed": OBSERVED[:2]}, "observed has 2 rows, x has 4"),
         ({"labels": LABELS.float()}, r"labels must be \(N, L\) bool, got torch.float32"),
         ({"labels": LABELS, "names": ("a",)}, "2 labels and 1 names"),
+        ({"labels": LABELS, "names": ("a", "a")}, "names of labels must differ; 'a' stands for several"),
+        ({"labels": LABELS, "pseudo_labels": LABELS[:3]}, "pseudo_labels has 3 rows, x has 4"),
+        ({"labels": LABELS, "empty_labels": "drop"}, "empty_labels must be 'refuse' or 'keep', got 'drop'"),
     ],
 )
 def test_fields_that_do_not_fit(fields, message):
     with pytest.raises(ValueError, match=message):
         MultiLabelData(X, **fields)
+
+
+def test_pseudo_labels_are_a_tensor():
+    guesses = LABELS.numpy().astype(int)
+    assert torch.equal(MultiLabelData(X, LABELS, pseudo_labels=guesses).pseudo_labels, torch.from_numpy(guesses))
+    with pytest.raises(TypeError, match="pseudo_labels must be a tensor or an array, got list"):
+        MultiLabelData(X, LABELS, pseudo_labels=guesses.tolist())
 
 
 @pytest.mark.parametrize("observed", [OBSERVED, torch.tensor([[1, 0], [0, 1], [-1, 1], [0, 0]], dtype=torch.int8)])

@@ -53,7 +53,7 @@ def test_augmented_images_are_flipped_without_torchvision(tmp_path, monkeypatch)
     file = gradient(tmp_path / "a.png")
     plain = ImageFiles([file], size=16)[0]
     data = ImageFiles([file], size=16, augment=True)
-    assert isinstance(data._transform, images._Resize)
+    assert isinstance(data.transform, images.Resize)
     drawn = torch.stack([data[0] for _ in range(20)])
     flipped = (drawn == plain.flip(2)).flatten(1).all(dim=1)
     straight = (drawn == plain).flatten(1).all(dim=1)

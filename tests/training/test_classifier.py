@@ -2,38 +2,27 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.sparse import csc_matrix, csr_matrix
-from sklearn.metrics import average_precision_score
 from sklearn.model_selection import train_test_split
 from torch import nn
 from torch.utils.data import Dataset
+from trainings import TRACKED, first, observed_alone, sklearn_map, train
 
-from spml_fast import losses, train_classifier
+from spml_fast import FineTuning, LinearPhase, losses
 from spml_fast.data import MultiLabelData, digit_attributes
 from spml_fast.labels import single_positives
 from spml_fast.losses import Linear
-from spml_fast.training import load_classifier
+from spml_fast.training import RunRecord, Validation, classifier, load_classifier
 from spml_fast.training.linear import LinearGroup
 from spml_fast.training.recipe import Recipe
 from spml_fast.training.run_folder import RunFolder
 
-ONE_RUN = dict(lr=1e-2, batch_size=16)
 STATEFUL = ["gr", "role", "em_apl", "ll_cp"]
-
-
-def train(data, **options):
-    defaults = dict(accelerator="cpu", progress=False, epochs=8, **ONE_RUN)
-    return train_classifier(data, **{**defaults, **options})
-
-
-def sklearn_map(p, labels):
-    """Class by class; 0 where there are no positives."""
-    columns = zip(np.asarray(p).T, np.asarray(labels).T, strict=True)
-    return np.mean([average_precision_score(y, s) if y.any() else 0.0 for s, y in columns])
 
 
 def split(n):
@@ -45,11 +34,6 @@ def split(n):
 def known(labels, share=0.5):
     """Pseudo-labels: the truth of this share of the entries."""
     return torch.where(labels, 1, -1) * (torch.rand(labels.shape, generator=torch.manual_seed(0)) < share)
-
-
-def first(data, n):
-    part = (None if y is None else y[:n] for y in (data.labels, data.observed))
-    return MultiLabelData(data.x[:n], *part, data.names)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +49,9 @@ def by_loss(digits):
 
     def result(name):
         if name not in results:
-            options = {"pseudo_labels": known(digits.train.labels)} if name == "gpr" else {}
-            results[name] = train(digits.train, test=digits.test, loss=name, watch=name == "gr", **options)
+            data = replace(digits.train, pseudo_labels=known(digits.train.labels))
+            options = {"out": TRACKED} if name == "gr" else {}
+            results[name] = train(data, test=digits.test, loss=name, **options)
         return results[name]
 
     return result
@@ -135,12 +120,12 @@ def test_selection_is_by_the_held_out_fifth(by_loss, digits):
 
 def test_the_best_of_the_grid_is_returned(small):
     data, test = small
-    result = train(data, test=test, lr=(1e-2, 1e-4), batch_size=(8, 32), epochs=3)
+    result = train(data, test=test, linear=dict(lr=(1e-2, 1e-4), batch_size=(8, 32), epochs=3))
     grid = result.metrics["grid"]
     assert [(run["lr"], run["batch_size"]) for run in grid] == [(1e-2, 8), (1e-4, 8), (1e-2, 32), (1e-4, 32)]
     best = max(grid, key=lambda run: run["validation_map"])
     assert result.metrics["selected"] == best
-    alone = train(data, test=test, lr=best["lr"], batch_size=best["batch_size"], epochs=3)
+    alone = train(data, test=test, linear=dict(lr=best["lr"], batch_size=best["batch_size"], epochs=3))
     torch.testing.assert_close(alone.test_probabilities, result.test_probabilities, rtol=1e-5, atol=1e-6)
 
 
@@ -153,14 +138,14 @@ def test_unobserved_entries_are_counted_in_every_epoch(by_loss, digits):
     hidden = digits.train.labels[rows].sum() - (digits.train.observed[rows] >= 0).sum()
     assert (result.counts[:, 0].sum(1) == hidden).all()
     assert all(record["recovery_map"] > 0.4 for record in result.metrics["epochs"])
-    assert by_loss("an").counts is None  # nobody watched
+    assert by_loss("an").counts is None  # nobody asked
     assert all(record["recovery_map"] is None for record in by_loss("an").metrics["epochs"])
 
 
 def test_a_loss_module_is_copied(small):
     loss = losses.ANLSLoss(smoothing=0.2)
     by_module = train(small[0], loss=loss)
-    by_name = train(small[0], loss="an_ls", loss_options={"smoothing": 0.2})
+    by_name = train(small[0], loss={"name": "an_ls", "smoothing": 0.2})
     assert torch.equal(by_module.train_probabilities, by_name.train_probabilities)
     assert by_module.metrics["loss"] == "an_ls"
     assert by_module.metrics["loss_options"] == by_name.metrics["loss_options"] == {"smoothing": 0.2}
@@ -200,21 +185,21 @@ def test_standardize_is_training_on_standardised_features(small, sparse):
     deviation = x[rows].double().std(0, correction=0)
     assert (deviation == 0).any()
     deviation[deviation == 0] = 1
-    by_hand = train((((x - mean) / deviation).float(), data.observed), names=data.names)
+    by_hand = train((((x - mean) / deviation).float(), data.observed))
     given = csr_matrix(x.numpy()) if sparse else x
-    result = train((given, data.observed), names=data.names, standardize=True)
+    result = train((given, data.observed), linear=dict(standardize=True))
     tolerance = dict(rtol=0, atol=2e-4)
     for z in (x, x_test):
         scaled = ((z - mean) / deviation).float()
         torch.testing.assert_close(result.predict_proba(z), by_hand.predict_proba(scaled), **tolerance)
-    plain = train((x, data.observed), names=data.names)
+    plain = train((x, data.observed))
     assert (plain.train_probabilities - result.train_probabilities).abs().max() > 0.05
 
 
 def test_standardize_makes_huge_features_trainable(small):
     data, _ = small
-    wanted = train((data.x, data.observed), names=data.names, standardize=True)
-    result = train((1e30 * data.x.double(), data.observed), names=data.names, standardize=True)
+    wanted = train((data.x, data.observed), linear=dict(standardize=True))
+    result = train((1e30 * data.x.double(), data.observed), linear=dict(standardize=True))
     torch.testing.assert_close(result.train_probabilities, wanted.train_probabilities, rtol=0, atol=2e-4)
 
 
@@ -222,7 +207,7 @@ def test_standardize_makes_huge_features_trainable(small):
 def test_features_too_large_to_learn_from_are_an_error(small, scale):
     data, _ = small
     with pytest.raises((FloatingPointError, ValueError)):
-        train((scale * data.x, data.observed), names=data.names)
+        train((scale * data.x, data.observed))
 
 
 @pytest.mark.parametrize("standardize", [False, True])
@@ -238,8 +223,9 @@ def test_sparse_features_are_dense_ones(name, standardize, small):
         (csc_matrix(parts), csr_matrix(test.x.numpy())),
         *([] if standardize else [(data.x, test.x)]),
     ):
-        options = dict(names=data.names, expected_positives=4.0, standardize=standardize)
-        results.append(train((x, data.observed), test=(x_test, test.labels), loss=name, **options))
+        loss = {"name": "role", "expected_positives": 4.0} if name == "role" else name
+        linear = dict(standardize=standardize)
+        results.append(train((x, data.observed), test=(x_test, test.labels), loss=loss, linear=linear))
     for other in results[1:]:
         torch.testing.assert_close(other.test_probabilities, results[0].test_probabilities, rtol=0, atol=1e-6)
         same_predictions(other, results[0], test.x, rtol=0, atol=1e-6)
@@ -254,7 +240,7 @@ def test_sparse_entries_in_parts_are_their_sums(small, standardize):
     starts = 2 * whole.indptr
     columns, halves = whole.indices.repeat(2), (whole.data / 2).repeat(2)
     parts = csr_matrix((halves, columns, starts), shape=whole.shape)
-    a, b = (train((x, data.observed), names=data.names, standardize=standardize) for x in (whole, parts))
+    a, b = (train((x, data.observed), linear=dict(standardize=standardize)) for x in (whole, parts))
     same_predictions(a, b, data.x, rtol=0, atol=1e-5)
 
 
@@ -273,7 +259,7 @@ def test_all_forms_of_labels_and_arrays_are_one(name, small):
         (data.x, matrix.bool()),
         (data.x.numpy(), matrix.numpy()),
     ):
-        result = train((x, observed), names=data.names, loss=name)
+        result = train((x, observed), loss=name)
         assert torch.equal(result.rows, wanted.rows)
         same_predictions(result, wanted, test.x)
     same_predictions(result, wanted, test.x.numpy())
@@ -282,8 +268,8 @@ def test_all_forms_of_labels_and_arrays_are_one(name, small):
 def test_observed_negatives_are_learnt_from(small):
     data, test = small
     observed = single_positives(data.labels, negatives=2, seed=0)
-    with_negatives = train((data.x, observed), test=(test.x, test.labels), loss="iu", epochs=20)
-    without = train((data.x, observed.clamp(min=0)), test=(test.x, test.labels), loss="iu", epochs=20)
+    with_negatives = train((data.x, observed), test=(test.x, test.labels), loss="iu", linear=dict(epochs=20))
+    without = train((data.x, observed.clamp(min=0)), test=(test.x, test.labels), loss="iu", linear=dict(epochs=20))
     assert with_negatives.metrics["test"]["map"] > without.metrics["test"]["map"] + 0.1
 
 
@@ -291,16 +277,17 @@ def test_names(small):
     data, test = small
     pair, labels = (data.x, data.observed), test.labels
     assert train(pair, test=(test.x, labels)).metrics["names"] == [str(j) for j in range(9)]
-    result = train(pair, names=data.names, test=(test.x, labels))
+    result = train(observed_alone(data), test=(test.x, labels))
     assert result.metrics["names"] == list(data.names) == list(result.metrics["test"]["ap"])
     assert train(data).metrics["names"] == list(data.names)
-    assert train(data, names=data.names).metrics["names"] == list(data.names)
     # L is said by names, else by test, else by the largest index.
     fewer = (data.x, data.observed.clamp(max=5))
     assert train(fewer).metrics["n_labels"] == 6
-    kept = dict(empty_labels="keep")
-    assert train(fewer, test=(test.x, labels), **kept).metrics["n_labels"] == 9
-    assert train(fewer, names=[*"abcdefg"], **kept).metrics["n_labels"] == 7
+    most = data.observed.clone()
+    most[split(len(data))[0][0]] = 8
+    assert train((data.x, most), test=(test.x, labels)).metrics["n_labels"] == 9
+    named = MultiLabelData(*fewer[:1], observed=fewer[1], names=[*"abcdefg"], empty_labels="keep")
+    assert train(named).metrics["n_labels"] == 7
 
 
 def test_expected_positives_are_counted_or_given(small):
@@ -308,12 +295,11 @@ def test_expected_positives_are_counted_or_given(small):
     result = train(data, loss="role")
     counted = data.labels[result.rows].float().sum(1).mean()
     assert result.metrics["loss_options"]["expected_positives"] == pytest.approx(float(counted), rel=1e-6)
-    for options in (dict(expected_positives=2.5), dict(loss_options={"expected_positives": 2.5})):
-        given = train(data, loss="role", **options)
-        assert given.metrics["loss_options"]["expected_positives"] == 2.5
-        assert not torch.equal(given.train_probabilities, result.train_probabilities)
+    given = train(data, loss={"name": "role", "expected_positives": 2.5})
+    assert given.metrics["loss_options"]["expected_positives"] == 2.5
+    assert not torch.equal(given.train_probabilities, result.train_probabilities)
     with pytest.raises(ValueError, match=r"'epr' needs expected_positives, k: how many positives an instance has"):
-        train((data.x, data.observed), names=data.names, loss="epr")
+        train((data.x, data.observed), loss="epr")
 
 
 def test_full_labels_of_a_pair_are_those_of_the_data(small):
@@ -329,21 +315,22 @@ def test_full_labels_of_a_pair_are_those_of_the_data(small):
 def test_pseudo_labels_are_learnt_from(small):
     data, test = small
     nothing, some, all_of_them = (
-        train(data, test=test, loss="gpr", pseudo_labels=known(data.labels, share)) for share in (0, 0.5, 1)
+        train(replace(data, pseudo_labels=known(data.labels, share)), test=test, loss="gpr")
+        for share in (0, 0.5, 1)
     )
     maps = [result.metrics["test"]["map"] for result in (nothing, some, all_of_them)]
     assert maps == sorted(maps)
     assert maps[2] > maps[0] + 0.02
     same_predictions(nothing, train(data, loss="gr"), test.x, rtol=0, atol=1e-5)
-    as_array = train(data, loss="gpr", pseudo_labels=known(data.labels).numpy())
+    as_array = train(replace(data, pseudo_labels=known(data.labels).numpy()), loss="gpr")
     same_predictions(as_array, some, test.x)
 
 
 def test_true_labels_of_iun_are_those_of_the_rows(small):
     """A positive that nobody observed costs nothing: were the rows mixed up, it would."""
     data, test = small
-    result = train(data, test=test, loss="iun", epochs=25)
-    assert result.metrics["test"]["map"] > train(data, test=test, loss="an", epochs=25).metrics["test"]["map"]
+    result, negative = (train(data, test=test, loss=loss, linear=dict(epochs=25)) for loss in ("iun", "an"))
+    assert result.metrics["test"]["map"] > negative.metrics["test"]["map"]
     epoch = result.metrics["selected"]["epoch"]
     logits = torch.logit(result.train_probabilities.double())
     end = losses.iun_loss(logits, data.observed[result.rows], data.labels[result.rows])
@@ -355,12 +342,12 @@ def test_true_labels_of_iun_are_those_of_the_rows(small):
 
 def test_validation_data_of_its_own(small):
     data, test = small
-    result = train(data, validation=test, lr=(1e-2, 1e-3))
+    result = train(data, validation=test, linear=dict(lr=(1e-2, 1e-3)))
     assert torch.equal(result.rows, torch.arange(len(data)))
     assert result.metrics["n_validation"] == len(test)
     wanted = sklearn_map(result.predict_proba(test.x), test.labels)
     assert result.metrics["selected"]["validation_map"] == pytest.approx(wanted, abs=1e-6)
-    pair = train(data, validation=(test.x.numpy(), test.labels.numpy()), lr=(1e-2, 1e-3))
+    pair = train(data, validation=(test.x.numpy(), test.labels.numpy()), linear=dict(lr=(1e-2, 1e-3)))
     same_predictions(pair, result, test.x)
 
 
@@ -370,12 +357,12 @@ def test_without_validation_all_rows_train_and_the_last_epoch_is_kept(small):
     assert torch.equal(result.rows, torch.arange(len(data)))
     assert result.metrics["n_validation"] == 0
     assert result.metrics["selected"] == {"lr": 1e-2, "batch_size": 16, "epoch": 8, "validation_map": None}
-    assert len(train(data, validation=0, lr=[1e-2], batch_size=(16,)).metrics["grid"]) == 1
+    assert len(train(data, validation=0, linear=dict(lr=[1e-2], batch_size=(16,))).metrics["grid"]) == 1
 
 
 def test_validation_by_observed_labels(small):
     data, _ = small
-    full, observed = train(data), train(data, validation_labels="observed")
+    full, observed = train(data), train(data, validation=Validation(0.2, labels="observed"))
     held = np.setdiff1d(np.arange(len(data)), full.rows)
     seen = nn.functional.one_hot(data.observed[held], data.n_labels)
     for result, labels in ((full, data.labels[held]), (observed, seen)):
@@ -383,7 +370,7 @@ def test_validation_by_observed_labels(small):
         assert result.metrics["selected"]["validation_map"] == pytest.approx(wanted, abs=1e-6)
     # Without full labels there is nothing else, whatever is asked for.
     for labels in ("full", "observed"):
-        unknown = train((data.x, data.observed), names=data.names, validation_labels=labels)
+        unknown = train(observed_alone(data), validation=Validation(labels=labels))
         assert unknown.metrics["selected"] == observed.metrics["selected"]
         assert unknown.metrics["recovery"] is None
     own = MultiLabelData(data.x[held], observed=data.observed[held], names=data.names)
@@ -398,7 +385,7 @@ def test_validation_by_observed_labels(small):
 @pytest.mark.parametrize("mode", ["linear", "finetune", "linear_init"])
 def test_same_seed_same_result_and_the_global_streams_are_left_alone(mode, images):
     data, _ = images
-    options = dict(train_mode=mode, trunk=cnn(), loss="role", epochs=2, finetune_epochs=2, finetune_lr=1e-3)
+    options = dict(loss="role", **phases(mode, cnn(), dict(epochs=2), dict(epochs=2, lr=1e-3)))
 
     def run(seed):
         np.random.seed(5)  # noqa: NPY002
@@ -422,6 +409,13 @@ def test_same_seed_same_result_and_the_global_streams_are_left_alone(mode, image
 
 
 # --- fine-tuning ----------------------------------------------------------------------------------
+
+
+def phases(mode, trunk, linear, finetune):
+    """Arguments of ``train``: the linear phase on the trunk's features, fine-tuning, or both."""
+    if mode == "linear":
+        return dict(linear=dict(trunk=trunk, **linear))
+    return dict(linear=linear if mode == "linear_init" else None, finetune=dict(trunk=trunk, **finetune))
 
 
 def cnn(norm=True):
@@ -450,10 +444,10 @@ def test_trunks_learn(mode, name, images):
         "gr": dict(w=1.0, mu=0.7, sigma=1.0),
         "em_apl": dict(warmup=8 if mode == "linear_init" else 5),
     }
+    loss = {"name": name, **fixed.get(name, {})}
     result = train(
-        data, test=test, loss=name, loss_options=fixed.get(name), train_mode=mode, trunk=trunk, epochs=3,
-        finetune_lr=1e-3, finetune_epochs=6, watch=True,
-    )  # fmt: skip
+        data, test=test, loss=loss, out=TRACKED, **phases(mode, trunk, dict(epochs=3), dict(lr=1e-3, epochs=6))
+    )
     linear_epochs = 3 if mode == "linear_init" else 0
     records = result.metrics["epochs"]
     assert [record["phase"] for record in records] == ["linear"] * linear_epochs + ["finetune"] * 6
@@ -497,11 +491,9 @@ def test_linear_init_starts_where_the_linear_phase_stopped(name, images):
     with torch.no_grad():
         features = trunk.eval()(data.x)
     on_features = MultiLabelData(features, data.labels, data.observed, data.names)
-    common = dict(loss=name, loss_options=OPTIONS.get(name), epochs=4)
+    common = dict(loss={"name": name, **OPTIONS.get(name, {})}, linear=dict(epochs=4))
     linear = train(on_features, **common)
-    result = train(
-        data, test=test, train_mode="linear_init", trunk=trunk, finetune_lr=TINY, finetune_epochs=2, **common
-    )
+    result = train(data, test=test, finetune=dict(trunk=trunk, lr=TINY, epochs=2), **common)
     assert torch.equal(result.rows, linear.rows)
     torch.testing.assert_close(result.train_probabilities, linear.train_probabilities, rtol=0, atol=1e-5)
     for a, b in zip(result.metrics["epochs"][:4], linear.metrics["epochs"], strict=True):
@@ -512,7 +504,7 @@ def test_linear_init_starts_where_the_linear_phase_stopped(name, images):
     assert result.metrics["selected"]["finetune_lr"] == TINY
     if name == "role":
         torch.testing.assert_close(result.estimates, linear.estimates, rtol=0, atol=1e-5)
-        fresh = train(data, train_mode="finetune", trunk=trunk, finetune_lr=TINY, finetune_epochs=1, loss=name)
+        fresh = train(data, finetune=dict(trunk=trunk, lr=TINY, epochs=1), loss=name)
         assert (fresh.estimates - result.estimates).abs().max() > 0.05
     else:
         assert result.estimates is None
@@ -530,14 +522,19 @@ def test_linear_init_carries_the_state_of_the_loss(name, key, images, monkeypatc
         seen.update(state=module.loss.state_dict()[key].clone(), first=module.first_epoch)
         raise StopError
 
-    seen, kept = {}, []
-    keep = LinearGroup._keep
+    def fit(*args, **kwargs):
+        runs.extend(real(*args, **kwargs))
+        return runs
+
+    seen, runs, real = {}, [], classifier.fit_linear
     monkeypatch.setattr(finetune, "finetune", stop)
-    monkeypatch.setattr(LinearGroup, "_keep", lambda self, i, m: (keep(self, i, m), kept.append(self.runs[i])))
-    options = dict(loss=name, loss_options=OPTIONS.get(name), epochs=4, validation=0)
+    monkeypatch.setattr(classifier, "fit_linear", fit)
+    loss = {"name": name, **OPTIONS.get(name, {})}
     with pytest.raises(StopError):
-        train(images[0], train_mode="linear_init", trunk=cnn(), **options)
-    assert torch.equal(seen["state"], kept[-1].loss_state[key])
+        train(images[0], loss=loss, linear=dict(epochs=4), finetune=dict(trunk=cnn()), validation=0)
+    (run,) = runs
+    assert run.epoch == 4
+    assert torch.equal(seen["state"], run.loss_state[key])
     assert (seen["state"] > 0).any()
     assert seen["first"] == 5
 
@@ -545,39 +542,38 @@ def test_linear_init_carries_the_state_of_the_loss(name, key, images, monkeypatc
 def test_epochs_of_the_loss_count_on(images):
     """GR's warm-up is the linear phase: w has its first value until then, and moves on in fine-tuning."""
     data, _ = images
-    result = train(data, train_mode="linear_init", trunk=cnn(), epochs=3, finetune_epochs=4, validation=0)
+    result = train(data, linear=dict(epochs=3), finetune=dict(trunk=cnn(), epochs=4), validation=0)
     assert result.metrics["selected"]["epoch"] == 7
     wanted = Linear(0.0, 2.0, epochs=7, warmup=3, delay=1)(7)
     assert result.metrics["loss_options"]["w"] == pytest.approx(wanted) == pytest.approx(1.5)
-    tuned = train(data, train_mode="finetune", trunk=cnn(), finetune_epochs=4, validation=0)
+    tuned = train(data, finetune=dict(trunk=cnn(), epochs=4), validation=0)
     assert tuned.metrics["loss_options"]["w"] == pytest.approx(Linear(0.0, 2.0, epochs=4, delay=1)(4))
-    linear = train(data, trunk=cnn(), epochs=3, validation=0)
+    linear = train(data, linear=dict(trunk=cnn(), epochs=3), validation=0)
     assert linear.metrics["loss_options"]["w"] == pytest.approx(Linear(0.0, 2.0, epochs=3, delay=1)(3))
 
 
-def recipe(**changes):
-    settings = dict.fromkeys(Recipe.__dataclass_fields__)
-    settings |= dict(loss="gr", train_mode="linear", lr=1e-2, batch_size=8, epochs=6, finetune_lr=1e-5, seed=0)
-    settings |= dict(finetune_batch_size=16, finetune_epochs=4, head_factor=10.0, empty_labels="refuse")
-    settings |= dict(workers=0, accelerator="cpu")
-    return Recipe(**settings | changes)
+def recipe(loss="gr", **phases):
+    return Recipe(loss, phases.get("linear"), phases.get("finetune"), seed=0, accelerator="cpu", progress=False)
 
 
 def test_losses_are_told_what_they_must_know():
-    trunk = nn.Flatten()
-    modes = {"linear": (6, 0), "finetune": (4, 0), "linear_init": (10, 6)}
-    for mode, (epochs, warmup) in modes.items():
+    six, four = LinearPhase(epochs=6), FineTuning(nn.Flatten(), epochs=4)
+    for phases, (epochs, warmup) in (
+        (dict(linear=six), (6, 0)),
+        (dict(finetune=four), (4, 0)),
+        (dict(linear=six, finetune=four), (10, 6)),
+    ):
         for name in ("gr", "gpr"):
-            loss = recipe(loss=name, train_mode=mode, trunk=trunk).make_loss(20, 3, None)
+            loss = recipe(name, **phases).make_loss(20, 3, None)
             assert loss.schedules["w"] == Linear(0.0, 2.0, epochs=epochs, warmup=warmup, delay=1)
             assert loss.schedules["mu"] == Linear(0.5, 0.8, epochs=epochs, warmup=warmup)
-        loss = recipe(loss="em_apl", train_mode=mode, trunk=trunk).make_loss(20, 3, None)
+        loss = recipe("em_apl", **phases).make_loss(20, 3, None)
         assert (loss.epochs, loss.warmup) == (epochs, min(5, epochs // 2))
         assert loss.pseudo_labels.shape == (20, 3)
-    assert recipe(loss="ll_cp").make_loss(20, 3, None).flips.shape == (20, 3)
+    assert recipe("ll_cp").make_loss(20, 3, None).flips.shape == (20, 3)
     for name in ("epr", "role", "gpr"):
-        assert recipe(loss=name).make_loss(20, 3, 1.5).hyper["expected_positives"] == 1.5
-    mine = recipe(loss_options={"epochs": 9, "w": (0.0, 10.0), "warmup": 2}).make_loss(20, 3, None)
+        assert recipe(name).make_loss(20, 3, 1.5).hyper["expected_positives"] == 1.5
+    mine = recipe({"name": "gr", "epochs": 9, "w": (0.0, 10.0), "warmup": 2}).make_loss(20, 3, None)
     assert mine.schedules["w"] == Linear(0.0, 10.0, epochs=9, warmup=2, delay=1)
 
 
@@ -587,7 +583,7 @@ def test_linear_mode_with_a_trunk_is_training_on_its_features(images):
     with torch.no_grad():
         x, x_test = (trunk.eval()(part.x) for part in images)
     trunk.train()
-    result = train(data, test=test, trunk=trunk)
+    result = train(data, test=test, linear=dict(trunk=trunk))
     on_features = train(MultiLabelData(x, data.labels, data.observed, data.names))
     torch.testing.assert_close(result.predict_proba(test.x), on_features.predict_proba(x_test), rtol=0, atol=1e-5)
     for key, value in result.model.trunk.state_dict().items():
@@ -613,7 +609,7 @@ DRAWS = "a DataLoader draws from torch's global stream, so the new head starts e
 ])  # fmt: skip
 def test_a_dataset_of_images_is_the_tensor(mode, images):
     data, test = images
-    options = dict(trunk=cnn(), train_mode=mode, epochs=2, finetune_epochs=2, finetune_lr=1e-3)
+    options = phases(mode, cnn(), dict(epochs=2), dict(epochs=2, lr=1e-3))
     tensor = train(data, **options)
     lazy = MultiLabelData(Images(data.x), data.labels, data.observed, data.names)
     by_dataset = train(lazy, test=(Images(test.x), test.labels), **options)
@@ -624,7 +620,7 @@ def test_a_dataset_of_images_is_the_tensor(mode, images):
 @pytest.mark.parametrize("form", ["tensor", pytest.param("Dataset")])  # fmt: skip
 def test_predictions_leave_the_global_stream_alone(form, images):
     data, _ = images
-    model = train(data, trunk=cnn(), epochs=1).model
+    model = train(data, linear=dict(trunk=cnn(), epochs=1)).model
     before = torch.get_rng_state()
     model.predict_proba(data.x if form == "tensor" else Images(data.x))
     assert torch.equal(torch.get_rng_state(), before)
@@ -640,7 +636,8 @@ def strict_json(path):
     return json.loads(path.read_text(), parse_constant=refuse)
 
 
-RUN = dict(loss="role", lr=(1e-2, 1e-3), epochs=3)
+LINEAR = dict(lr=(1e-2, 1e-3), epochs=3)
+RUN = dict(loss="role", linear=LINEAR)
 
 
 @pytest.fixture(scope="module")
@@ -692,7 +689,7 @@ def test_metrics_of_a_run(finished, small):
     assert strict_json(folder / "metrics.json") == result.metrics
     plain = train(small[0], test=small[1], **RUN).metrics
     for metrics in (plain, result.metrics):
-        # Seconds differ, and only the run with a folder watched.
+        # Seconds differ, and only the run with a folder tracked recovery.
         for record in metrics["epochs"]:
             record.pop("recovery_map"), record.pop("seconds")
     assert {**plain, "seconds": None} == {**result.metrics, "seconds": None}
@@ -706,7 +703,7 @@ def test_metrics_of_a_run_that_diverged_late_are_json(small, tmp_path):
         def forward(self, logits, labels):
             return self.factor * losses.an_loss(logits, labels)
 
-    result = train(small[0], loss=Breaks(), epochs=4, out=tmp_path)
+    result = train(small[0], loss=Breaks(), linear=dict(epochs=4), out=tmp_path)
     assert result.metrics["selected"]["epoch"] < 3
     assert strict_json(tmp_path / "metrics.json")["selected"] == result.metrics["selected"]
 
@@ -723,26 +720,26 @@ def test_the_same_call_on_a_finished_run_gives_the_same_without_training(small, 
 
 
 CHANGES = [
-    ("lr", 1e-2),
-    ("batch_size", 8),
-    ("epochs", 4),
-    ("loss", "epr"),
-    ("loss_options", {"lam": 0.5}),
-    ("seed", 1),
-    ("standardize", True),
-    ("validation", 0.3),
-    ("validation_labels", "observed"),
-    ("expected_positives", 1.0),
+    ("linear.lr", dict(linear=LINEAR | dict(lr=1e-2))),
+    ("linear.batch_size", dict(linear=LINEAR | dict(batch_size=8))),
+    ("linear.epochs", dict(linear=LINEAR | dict(epochs=4))),
+    ("linear.standardize", dict(linear=LINEAR | dict(standardize=True))),
+    ("loss", dict(loss="epr")),
+    ("loss", dict(loss={"name": "role", "lam": 0.5})),
+    ("loss", dict(loss={"name": "role", "expected_positives": 1.0})),
+    ("seed", dict(seed=1)),
+    ("validation", dict(validation=0.3)),
+    ("validation.labels", dict(validation=Validation(labels="observed"))),
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), CHANGES, ids=lambda v: str(v))
-def test_a_run_of_other_settings_is_not_continued(name, value, finished, small):
+@pytest.mark.parametrize(("name", "changes"), CHANGES, ids=lambda v: str(v))
+def test_a_run_of_other_settings_is_not_continued(name, changes, finished, small):
     folder, _ = finished
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     data, test = small
     with pytest.raises(ValueError, match=f"holds a run of other settings .*{name} was .*, is .*resume=False"):
-        train(data, test=test, out=folder, **{**RUN, name: value})
+        train(data, test=test, out=folder, **{**RUN, **changes})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
 
 
@@ -767,7 +764,7 @@ def test_a_run_of_other_data_is_not_continued(finished, small):
 def test_a_run_of_data_that_differ_elsewhere_is_not_continued(what, small, images, tmp_path, monkeypatch):
     monkeypatch.setattr(RunFolder, "write", lambda *_: None)  # pictures take time
     data, test = small
-    options = dict(epochs=2)
+    options = dict(linear=dict(epochs=2))
     if what == "validation labels":  # of the held out fifth, which choose the epoch
         held, labels = split(len(data))[1], data.labels.clone()
         labels[held] = ~labels[held]
@@ -783,18 +780,18 @@ def test_a_run_of_data_that_differ_elsewhere_is_not_continued(what, small, image
         data = images[0]
         other = cnn()
         nn.init.normal_(other[0].weight)
-        calls = [(data, dict(trunk=cnn())), (data, dict(trunk=other))]
+        calls = [(data, dict(linear=dict(epochs=2, trunk=trunk))) for trunk in (cnn(), other)]
     (before, with_before), (after, with_after) = calls
-    train(before, out=tmp_path, **options, **with_before)
+    train(before, out=tmp_path, **options | with_before)
     with pytest.raises(ValueError, match="holds a run of other settings"):
-        train(after, out=tmp_path, **options, **with_after)
+        train(after, out=tmp_path, **options | with_after)
 
 
 def test_resume_false_starts_anew(small, tmp_path):
     data, test = small
     train(data, test=test, out=tmp_path, **RUN)
-    other = dict(loss="gr", epochs=2)
-    anew = train(data, test=test, out=tmp_path, resume=False, **other)
+    other = dict(loss="gr", linear=dict(epochs=2))
+    anew = train(data, test=test, out=RunRecord(tmp_path, resume=False), **other)
     assert torch.equal(anew.test_probabilities, train(data, test=test, **other).test_probabilities)
     assert strict_json(tmp_path / "metrics.json")["loss"] == "gr"
     assert torch.equal(load_classifier(tmp_path).predict_proba(test.x), anew.test_probabilities)
@@ -808,14 +805,14 @@ def test_resume_false_starts_anew(small, tmp_path):
 
 def test_what_does_not_matter_may_change_between_calls(finished, small, capsys):
     folder, result = finished
-    again = train(small[0], test=small[1], out=folder, watch=True, workers=1, **RUN)
+    again = train(small[0], test=small[1], out=RunRecord(folder, track_recovery=False, title="digits"), **RUN)
     assert torch.equal(again.test_probabilities, result.test_probabilities)
 
 
 def test_a_run_with_a_trunk_needs_it_to_be_loaded(images, tmp_path):
     data, test = images
-    options = dict(train_mode="linear_init", finetune_epochs=2, epochs=2, finetune_lr=1e-3)
-    result = train(data, test=test, trunk=cnn(), out=tmp_path, **options)
+    options = dict(linear=dict(epochs=2), finetune=dict(trunk=cnn(), epochs=2, lr=1e-3))
+    result = train(data, test=test, out=tmp_path, **options)
     assert (tmp_path / "finetune.ckpt").exists()
     with pytest.raises(ValueError, match="pass the trunk that it was trained with"):
         load_classifier(tmp_path)

@@ -10,14 +10,17 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from trainings import leave_out_pictures
 
-from spml_fast import plots
+from spml_fast import LinearPhase
 from spml_fast.cli import main
 from spml_fast.data import digit_attributes
 from spml_fast.metrics import evaluate
-from spml_fast.training import load_classifier, train_classifier
+from spml_fast.training import RunRecord, Validation, finetune, load_classifier, train_classifier
 from spml_fast.training.config import (
+    INNER_KEYS,
     KEYS,
+    NEW_SPELLINGS,
     apply_setting,
     evaluate_run,
     load_data,
@@ -29,9 +32,9 @@ from spml_fast.training.config import (
 from spml_fast.training.trunks import small_cnn
 
 FAST = {"lr": 0.01, "batch_size": 64, "epochs": 2}
-TUNE = {"train_mode": "finetune", "finetune_epochs": 2, "finetune_batch_size": 128, "finetune_lr": 0.001}
 IMAGES = {"loader": "digits", "images": True}
 CNN = {"name": "small_cnn", "channels": 1, "width": 8}
+TUNE = {"trunk": CNN, "epochs": 2, "batch_size": 128, "lr": 0.001}
 
 
 @pytest.fixture
@@ -46,14 +49,9 @@ def write(tmp_path):
     return write_text
 
 
-def leave_out_pictures(patch):
-    for name in [name for name in vars(plots) if name.startswith("plot_")]:
-        patch.setattr(plots, name, lambda *args, **kwargs: None)
-
-
 @pytest.fixture
 def no_pictures(monkeypatch):
-    leave_out_pictures(monkeypatch)
+    leave_out_pictures(monkeypatch.setattr)
 
 
 # --- read_config ----------------------------------------------------------------------------------
@@ -63,26 +61,25 @@ def test_a_file_is_its_settings(write):
     path = write(
         "# a comment: with a colon\n"
         "data:\n  loader: digits\n  images: true\n"
-        "loss: role\nloss_options:\n  lam: 2\n"
-        "lr: [1e-2, 1.0e-3, .5E-4, 1]\nvalidation: 2e-1\nseed: 3\n"
+        "loss:\n  name: role\n  lam: 2\n"
+        "linear:\n  lr: [1e-2, 1.0e-3, .5E-4, 1]\nvalidation: 2e-1\nseed: 3\n"
     )
     assert read_config(path) == {
         "data": {"loader": "digits", "images": True},
-        "loss": "role",
-        "loss_options": {"lam": 2},
-        "lr": [0.01, 0.001, 0.00005, 1],
+        "loss": {"name": "role", "lam": 2},
+        "linear": {"lr": [0.01, 0.001, 0.00005, 1]},
         "validation": 0.2,
         "seed": 3,
     }
     assert read_config(str(path)) == read_config(path)
 
 
-@given(st.floats(min_value=1e-30, max_value=1e30), st.integers(0, 6), st.sampled_from(["lr", "loss_options"]))
+@given(st.floats(min_value=1e-30, max_value=1e30), st.integers(0, 6), st.sampled_from(["linear.lr", "loss.w"]))
 def test_numbers_in_any_spelling(value, digits, where):
     for spelling in (repr(value), f"{value:.{digits}e}", f"{value:.{digits}E}", f"-{value:.{digits}e}"):
-        name, text = (where, spelling) if where == "lr" else (where, f"{{a: [{spelling}], b: {spelling}}}")
+        name, text = (where, spelling) if where == "linear.lr" else (where, f"{{a: [{spelling}], b: {spelling}}}")
         found = parse_setting(f"{name}={text}")[1]
-        if where == "lr":
+        if where == "linear.lr":
             assert found == float(spelling)
             assert isinstance(found, float)
         else:
@@ -96,10 +93,28 @@ def test_what_only_looks_like_a_number_stays_text(text):
 
 
 def test_a_typo_is_named_with_file_line_and_what_was_meant(write):
-    path = write("data: digits\nloss: gr\n\nepohcs: 3\n")
-    with pytest.raises(ValueError, match=r"no setting 'epohcs'; did you mean 'epochs'\?") as e:
-        read_config(path)
-    assert str(e.value).startswith(f"{path}, line 4: ")
+    for text, typo, meant in (
+        ("data: digits\nloss: gr\n\nliner: {}\n", "liner", "linear"),
+        ("data: digits\nlinear:\n  lr: 1\n  epohcs: 3\n", "linear.epohcs", "linear.epochs"),
+    ):
+        path = write(text)
+        with pytest.raises(ValueError, match=rf"no setting '{typo}'; did you mean '{meant}'\?") as e:
+            read_config(path)
+        assert str(e.value).startswith(f"{path}, line 4: ")
+
+
+@pytest.mark.parametrize("key", NEW_SPELLINGS)
+def test_an_old_key_says_the_new_one(write, key):
+    said = f"there is no setting '{key}' any more; write "
+    with pytest.raises(ValueError, match=f"line 2: {said}") as e:
+        read_config(write(f"data: digits\n{key}: 3\n"))
+    with pytest.raises(ValueError, match=said):
+        parse_setting(f"{key}=3")
+    with pytest.raises(ValueError, match=said):
+        run_config({"data": "digits", key: 3}, "run")
+    path = str(e.value).split("write ")[1].split(",")[0].split(":")[0].split(".")
+    assert path[0] in (*KEYS, "data")
+    assert path[0] not in INNER_KEYS or len(path) == 1 or path[1] in INNER_KEYS[path[0]]
 
 
 def test_a_key_that_resembles_none_lists_those_that_there_are(write):
@@ -117,10 +132,11 @@ def test_what_is_the_callers_is_no_setting(write, key):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        pytest.param("loss: gr\n'epohcs': 3\n", 2),
-        pytest.param('loss: gr\n"epohcs": 3\n', 2),
-        pytest.param("data:\n  path: a\n  loader: arrays\nloss: gr\npath: b\n", 5),
-        pytest.param("loss: gr\n3: 4\n", 2),
+        ("loss: gr\n'epohcs': 3\n", 2),
+        ('loss: gr\n"epohcs": 3\n', 2),
+        ("loss: gr\nlinear: {lr: 1,\n  epohcs: 3}\n", 3),
+        ("data:\n  path: a\n  loader: arrays\nloss: gr\npath: b\n", 5),
+        ("loss: gr\n3: 4\n", 2),
         ("# epohcs: 3\nloss: gr\nepohcs: 3", 3),
         ("loss: gr\n\n\nepohcs : 3", 4),
     ],
@@ -170,16 +186,18 @@ def test_a_file_that_is_no_text_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("lr=1e-3", (["lr"], 0.001)),
-        ("lr=[1e-2,1e-3]", (["lr"], [0.01, 0.001])),
-        ("epochs = 3", (["epochs"], 3)),
-        ("standardize=true", (["standardize"], True)),
+        ("linear.lr=1e-3", (["linear", "lr"], 0.001)),
+        ("linear.lr=[1e-2,1e-3]", (["linear", "lr"], [0.01, 0.001])),
+        ("linear.epochs = 3", (["linear", "epochs"], 3)),
+        ("linear.standardize=true", (["linear", "standardize"], True)),
+        ("linear={}", (["linear"], {})),
         ("loss=an_ls", (["loss"], "an_ls")),
-        ("watch=", (["watch"], None)),
+        ("track_recovery=", (["track_recovery"], None)),
         ("data.folder=a=b", (["data", "folder"], "a=b")),
         ("data.classes=[cat, dog]", (["data", "classes"], ["cat", "dog"])),
-        ("loss_options.alpha=0.1", (["loss_options", "alpha"], 0.1)),
-        ("trunk={name: small_cnn, width: 8}", (["trunk"], {"name": "small_cnn", "width": 8})),
+        ("loss.alpha=0.1", (["loss", "alpha"], 0.1)),
+        ("finetune.trunk={name: small_cnn, width: 8}", (["finetune", "trunk"], {"name": "small_cnn", "width": 8})),
+        ("validation.labels=observed", (["validation", "labels"], "observed")),
     ],
 )
 def test_a_setting_is_a_path_and_a_value(text, expected):
@@ -193,11 +211,13 @@ def test_a_setting_needs_an_equals_sign(text):
 
 
 def test_a_setting_that_there_is_not():
-    with pytest.raises(ValueError, match=r"no setting 'los_options'; did you mean 'loss_options'\?"):
-        parse_setting("los_options.alpha=1")
+    with pytest.raises(ValueError, match=r"no setting 'los'; did you mean 'loss'\?"):
+        parse_setting("los.alpha=1")
+    with pytest.raises(ValueError, match=r"no setting 'finetune.trainer_options'; there are finetune\.trunk, "):
+        parse_setting("finetune.trainer_options={}")
 
 
-@pytest.mark.parametrize("text", ["lr=[1e-2", "lr={a", "loss='gr", "data.folder=a: b: c"])
+@pytest.mark.parametrize("text", ["linear.lr=[1e-2", "linear.lr={a", "loss='gr", "data.folder=a: b: c"])
 def test_a_value_that_is_no_yaml(text):
     with pytest.raises(ValueError, match=text.split("=")[0]):
         parse_setting(text)
@@ -208,12 +228,16 @@ def test_a_value_that_is_no_yaml(text):
     [
         ({}, "loss=gr", {"loss": "gr"}),
         ({"loss": "an"}, "loss=gr", {"loss": "gr"}),
-        ({}, "loss_options.alpha=1", {"loss_options": {"alpha": 1}}),
-        ({"loss_options": {"beta": 2}}, "loss_options.alpha=1", {"loss_options": {"beta": 2, "alpha": 1}}),
-        ({"loss_options": None}, "loss_options.alpha=1", {"loss_options": {"alpha": 1}}),
+        ({}, "linear.lr=1", {"linear": {"lr": 1}}),
+        ({"linear": {"epochs": 2}}, "linear.lr=1", {"linear": {"epochs": 2, "lr": 1}}),
+        ({"linear": None}, "linear.lr=1", {"linear": {"lr": 1}}),
+        ({"loss": "gr"}, "loss.alpha=1", {"loss": {"name": "gr", "alpha": 1}}),
+        ({"loss": {"name": "gr", "w": 2}}, "loss.alpha=1", {"loss": {"name": "gr", "w": 2, "alpha": 1}}),
+        ({"validation": 0.3}, "validation.labels=observed", {"validation": {"share": 0.3, "labels": "observed"}}),
         ({"data": "mulan"}, "data.folder=d", {"data": {"loader": "mulan", "folder": "d"}}),
         ({"data": {"loader": "x", "folder": "c"}}, "data.folder=d", {"data": {"loader": "x", "folder": "d"}}),
-        ({"trunk": "small_cnn"}, "trunk.channels=1", {"trunk": {"name": "small_cnn", "channels": 1}}),
+        ({"finetune": {"trunk": "small_cnn"}}, "finetune.trunk.channels=1",
+         {"finetune": {"trunk": {"name": "small_cnn", "channels": 1}}}),
         ({"data": {"loader": "x", "class_weight": [1]}}, "data.a.b=2",
          {"data": {"loader": "x", "class_weight": [1], "a": {"b": 2}}}),
     ],
@@ -226,10 +250,10 @@ def test_settings_lie_over_the_configuration(config, text, expected):
 def test_what_a_setting_changes_is_the_configuration_alone():
     """Not the mapping that somebody else's configuration holds too."""
     options = {"alpha": 1}
-    config = {"loss_options": options}
-    apply_setting(config, ["loss_options", "alpha"], 2)
+    config = {"loss": options}
+    apply_setting(config, ["loss", "alpha"], 2)
     assert options == {"alpha": 1}
-    assert config == {"loss_options": {"alpha": 2}}
+    assert config == {"loss": {"alpha": 2}}
 
 
 # --- load_data ------------------------------------------------------------------------------------
@@ -240,6 +264,15 @@ def test_data_by_name_or_with_options():
     splits = load_data({"loader": "digits", "images": True, "seed": 4})
     assert splits.train.x.shape[1:] == (1, 8, 8)
     assert torch.equal(splits.train.observed, digit_attributes(seed=4).train.observed)
+
+
+def test_data_say_what_becomes_of_labels_never_observed():
+    assert load_data("digits").train.empty_labels == "refuse"
+    splits = load_data({"loader": "digits", "empty_labels": "keep"})
+    assert splits.train.empty_labels == "keep"
+    assert torch.equal(splits.train.x, digit_attributes().train.x)
+    with pytest.raises(ValueError, match="empty_labels must be 'refuse' or 'keep', got 'drop'"):
+        load_data({"loader": "digits", "empty_labels": "drop"})
 
 
 @pytest.mark.parametrize("spec", [None, 3, ["digits"], {}, {"folder": "x"}])
@@ -265,9 +298,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "a" / "run"
     config = {
         "data": {"loader": "digits", "seed": 1},
-        "loss": "gr",
-        "loss_options": {"q": [0.0, 0.1, 1.0]},
-        **FAST,
+        "loss": {"name": "gr", "q": [0.0, 0.1, 1.0]},
+        "linear": FAST,
     }
     return config, folder, run_config(config, folder, progress=False)
 
@@ -289,8 +321,8 @@ def test_a_run_is_a_training_with_these_settings(run):
     _, folder, result = run
     splits = digit_attributes(seed=1)
     direct = train_classifier(
-        splits.train, test=splits.test, loss="gr", loss_options={"q": [0.0, 0.1, 1.0]}, title="digits", watch=True,
-        progress=False, **FAST,
+        splits.train, test=splits.test, loss={"name": "gr", "q": [0.0, 0.1, 1.0]}, linear=LinearPhase(**FAST),
+        out=RunRecord(title="digits", track_recovery=True), progress=False,
     )  # fmt: skip
     assert plain(result.metrics) == plain(direct.metrics)
     assert torch.equal(result.test_probabilities, direct.test_probabilities)
@@ -364,13 +396,21 @@ def test_the_summary_tells_the_same(run):
 def test_configurations_that_cannot_be_run(tmp_path):
     with pytest.raises(ValueError, match="data is missing"):
         run_config({"loss": "gr"}, tmp_path / "run")
-    with pytest.raises(TypeError, match="unexpected keyword argument 'epohcs'"):
-        run_config({"data": "digits", "epohcs": 3}, tmp_path / "run", progress=False)
+    for config, match in (
+        ({"liner": {}}, r"no setting 'liner'; did you mean 'linear'\?"),
+        ({"linear": {"epohcs": 3}}, r"no setting 'linear.epohcs'; did you mean 'linear.epochs'\?"),
+        ({"linear": 3}, "linear must be a mapping of some of lr, batch_size, epochs, .*, got 3"),
+        ({"finetune": {"lr": 1e-3}}, "finetune needs a trunk"),
+        ({"validation": {"share": 1.5}}, "validation must be a share of the training rows"),
+        ({"validation": {"labels": "true"}}, "labels must be 'full' or 'observed', got 'true'"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            run_config({"data": "digits", **config}, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
 
 
 def test_running_leaves_the_configuration_as_it_was(tmp_path, no_pictures):
-    config = {"data": {"loader": "digits"}, "loss": "an", **FAST}
+    config = {"data": {"loader": "digits"}, "loss": "an", "linear": dict(FAST)}
     before = json.dumps(config)
     run_config(config, tmp_path / "run", progress=False)
     assert json.dumps(config) == before
@@ -432,7 +472,7 @@ def test_evaluating_an_unfinished_run(tmp_path, no_pictures):
 def test_evaluating_a_run_of_the_library(tmp_path, no_pictures, other_data):
     """Which leaves no configuration."""
     splits = digit_attributes()
-    train_classifier(splits.train, progress=False, out=tmp_path / "run", **FAST)
+    train_classifier(splits.train, progress=False, out=tmp_path / "run", linear=LinearPhase(**FAST))
     with pytest.raises(ValueError, match="does not say what its data are; name them with --data"):
         evaluate_run(tmp_path / "run")
     assert evaluate_run(tmp_path / "run", "digits")["n"] == 450
@@ -475,9 +515,9 @@ def test_evaluating_damaged_weights(run, tmp_path):
 def tuned(tmp_path_factory):
     """(configuration, folder, result) of fine-tuning small_cnn on digit images."""
     folder = tmp_path_factory.mktemp("tuned")
-    config = {"data": IMAGES, "trunk": CNN, "loss": "role", **TUNE}
+    config = {"data": IMAGES, "loss": "role", "finetune": TUNE}
     with pytest.MonkeyPatch.context() as patch:
-        leave_out_pictures(patch)
+        leave_out_pictures(patch.setattr)
         return config, folder, run_config(config, folder, progress=False)
 
 
@@ -509,16 +549,14 @@ def test_a_configuration_with_a_trunk_trains_the_same_again(tuned, tmp_path, no_
 
 def test_linear_init_continues_with_the_trunk_it_started_with(tmp_path, no_pictures, monkeypatch):
     """Whose features the classifier in linear.pt is for: its weights start fine-tuning on them."""
-    from spml_fast.training import classifier
-
-    config = {"data": IMAGES, "trunk": CNN, "loss": "gr", **FAST, **TUNE, "train_mode": "linear_init"}
+    config = {"data": IMAGES, "loss": "gr", "linear": FAST, "finetune": TUNE}
     trunks = []
 
-    def stop(self, model, chosen):
-        trunks.append(model.trunk[0].weight.detach().clone())
+    def stop(trainer, module, *_, **__):
+        trunks.append(module.model.trunk[0].weight.detach().clone())
         raise ZeroDivisionError
 
-    monkeypatch.setattr(classifier._Training, "_finetune", stop)
+    monkeypatch.setattr(finetune, "finetune", stop)
     for _ in range(2):  # the second continues after the linear phase of the first
         with pytest.raises(ZeroDivisionError):
             run_config(config, tmp_path / "run", progress=False)
@@ -527,7 +565,7 @@ def test_linear_init_continues_with_the_trunk_it_started_with(tmp_path, no_pictu
 
 # --- the command line -----------------------------------------------------------------------------
 
-QUICK = ["--epochs", "1", "--set", "lr=0.01", "--set", "batch_size=64", "--quiet"]
+QUICK = ["--set", "linear.epochs=1", "--set", "linear.lr=0.01", "--set", "linear.batch_size=64", "--quiet"]
 
 
 def shell(capsys, *arguments):
@@ -542,11 +580,13 @@ def shell(capsys, *arguments):
 
 
 def test_train_and_evaluate(tmp_path, capsys, no_pictures, write, other_data):
-    config = write("data: {loader: digits, seed: 2}\nloss: role\nlr: [1e-2]\nbatch_size: 64\nepochs: 9\n")
+    config = write(
+        "data: {loader: digits, seed: 2}\nloss: role\nlinear: {lr: [1e-2], batch_size: 64, epochs: 9}\n"
+    )
     out = tmp_path / "run"
     status, printed, complaints = shell(
-        capsys, "train", config, "--out", out, "--quiet", "--epochs", 2, "--set", "loss_options.lam=0.5",
-        "--set", "data.positives=2",
+        capsys, "train", config, "--out", out, "--quiet", "--set", "linear.epochs=2", "--set",
+        "loss.lam=0.5", "--set", "data.positives=2",
     )  # fmt: skip
     assert (status, complaints) == (0, "")
     metrics = json.loads((out / "metrics.json").read_text())
@@ -554,8 +594,8 @@ def test_train_and_evaluate(tmp_path, capsys, no_pictures, write, other_data):
     assert str(out / "report.html") in printed
     assert (metrics["loss"], metrics["loss_options"]["lam"], len(metrics["epochs"])) == ("role", 0.5, 2)
     assert read_config(out / "config.yaml") == {
-        "data": {"loader": "digits", "seed": 2, "positives": 2}, "loss": "role", "lr": [0.01], "batch_size": 64,
-        "epochs": 2, "loss_options": {"lam": 0.5},
+        "data": {"loader": "digits", "seed": 2, "positives": 2}, "loss": {"name": "role", "lam": 0.5},
+        "linear": {"lr": [0.01], "batch_size": 64, "epochs": 2},
     }  # fmt: skip
 
     status, printed, complaints = shell(capsys, "evaluate", out)
@@ -594,13 +634,14 @@ def test_train_twice_restart_and_other_settings(tmp_path, capsys, no_pictures, m
 
 def test_train_a_trunk(tmp_path, capsys, no_pictures):
     status, printed, complaints = shell(
-        capsys, "train", "--data", "digits", "--set", "data.images=true", "--train-mode", "finetune", "--trunk",
-        "small_cnn", "--set", "trunk.channels=1", "--set", "trunk.width=8", "--set", "finetune_epochs=1", "--set",
-        "finetune_batch_size=256", "--accelerator", "cpu", "--out", tmp_path, "--quiet",
+        capsys, "train", "--data", "digits", "--set", "data.images=true", "--finetune", "small_cnn", "--set",
+        "finetune.trunk.channels=1", "--set", "finetune.trunk.width=8", "--set", "finetune.epochs=1", "--set",
+        "finetune.batch_size=256", "--accelerator", "cpu", "--out", tmp_path, "--quiet",
     )  # fmt: skip
     assert (status, complaints) == (0, "")
     assert "test mAP" in printed
-    assert read_config(tmp_path / "config.yaml")["trunk"] == {"name": "small_cnn", "channels": 1, "width": 8}
+    trunk = {"name": "small_cnn", "channels": 1, "width": 8}
+    assert read_config(tmp_path / "config.yaml")["finetune"] == {"trunk": trunk, "epochs": 1, "batch_size": 256}
     status, again, complaints = shell(capsys, "evaluate", tmp_path)
     assert (status, complaints) == (0, "")
     map_of = json.loads((tmp_path / "metrics.json").read_text())["test"]["map"]
@@ -619,13 +660,26 @@ COMPLAINTS = {
     "missing folder": (["--data", "arrays", "--set", "data.path=absent.npz"], "absent.npz"),
     "no data": (["--loss", "gr"], "data is missing"),
     "data without loader": (["--set", "data.images=true"], "data must be a loader's name"),
-    "unknown setting": (["--data", "digits", "--set", "epohcs=3"], "no setting 'epohcs'; did you mean 'epochs'?"),
-    "no value": (["--data", "digits", "--set", "epochs"], "a setting is KEY=VALUE, got 'epochs'"),
-    "unknown loss option": (["--data", "digits", "--set", "loss_options.alpa=1"], "no hyper-parameter 'alpa'"),
-    "unknown trunk": (["--data", "digits", "--trunk", "a.b:c"], "trunk 'a.b:c' cannot be imported"),
-    "no trunk": (["--data", "digits", "--train-mode", "finetune"], "needs a trunk"),
-    "pixels for a trunk": (["--data", "digits", "--set", "epochs=0"], "epochs must be a positive integer, got 0"),
-    "a loss that is a mapping": (["--data", "digits", "--loss", "gr", "--set", "loss.w=1"], "loss must be a name"),
+    "unknown setting": (["--data", "digits", "--set", "liner={}"], "no setting 'liner'; did you mean 'linear'?"),
+    "old setting": (
+        ["--data", "digits", "--set", "epochs=3"],
+        "no setting 'epochs' any more; write linear.epochs",
+    ),
+    "no value": (["--data", "digits", "--set", "seed"], "a setting is KEY=VALUE, got 'seed'"),
+    "unknown loss option": (
+        ["--data", "digits", "--loss", "gr", "--set", "loss.alpa=1"],
+        "no hyper-parameter 'alpa'",
+    ),
+    "unknown trunk": (["--data", "digits", "--finetune", "a.b:c"], "trunk 'a.b:c' cannot be imported"),
+    "no trunk": (
+        ["--data", "digits", "--set", "finetune.lr=0.1"],
+        "finetune needs a trunk: finetune: {trunk: NAME}",
+    ),
+    "no epochs": (
+        ["--data", "digits", "--set", "linear.epochs=0"],
+        "linear: epochs must be a positive integer, got 0",
+    ),
+    "a loss without a name": (["--data", "digits", "--set", "loss.w=1"], "loss must be a mapping with 'name'"),
     "absent file": (["absent.yaml"], "absent.yaml does not exist"),
     "several rates, no validation": (["--data", "digits", "--set", "validation=0"], "pass one lr"),
 }
@@ -651,9 +705,11 @@ def test_a_typo_in_the_file_is_told_with_its_place(tmp_path, capsys, write):
 
 
 def test_a_value_that_is_no_yaml_is_told_in_a_line(tmp_path, capsys):
-    status, _, complaints = shell(capsys, "train", "--data", "digits", "--set", "lr=[1", "--out", tmp_path / "run")
+    status, _, complaints = shell(
+        capsys, "train", "--data", "digits", "--set", "linear.lr=[1", "--out", tmp_path / "run"
+    )
     assert status == 1
-    assert "lr" in complaints
+    assert "linear.lr" in complaints
 
 
 @pytest.mark.parametrize("name", ["gppu", "tpu"])
@@ -671,10 +727,51 @@ def test_train_needs_a_folder(capsys):
     assert "--out" in complaints
 
 
-def test_train_modes_are_those_that_there_are(tmp_path, capsys):
-    status, _, complaints = shell(capsys, "train", "--train-mode", "linaer", "--out", tmp_path)
+@pytest.mark.parametrize(
+    ("flag", "value", "new"),
+    [
+        ("--train-mode", "linear_init", "--finetune TRUNK, and --linear"),
+        ("--trunk", "small_cnn", "--finetune TRUNK"),
+        ("--epochs", "3", "--set linear.epochs=N"),
+    ],
+)
+def test_an_old_flag_says_the_new_one(tmp_path, capsys, flag, value, new):
+    status, _, complaints = shell(capsys, "train", "--data", "digits", flag, value, "--out", tmp_path / "run")
     assert status == 2
-    assert "linear_init" in complaints
+    assert f"there is no {flag} any more; write {new}" in complaints
+    assert flag not in shell(capsys, "train", "--help")[1].split()
+
+
+@pytest.mark.parametrize(
+    ("flags", "phases"),
+    [
+        ([], {"linear"}),
+        (["--finetune", "small_cnn"], {"finetune"}),
+        (["--linear", "--finetune", "small_cnn"], {"linear", "finetune"}),
+    ],
+)
+def test_the_mode_follows_from_the_flags(tmp_path, capsys, no_pictures, flags, phases):
+    settings = ["data.images=true", "finetune.trunk.channels=1", "finetune.trunk.width=8"] if flags else []
+    settings += ["finetune.epochs=1", "finetune.batch_size=512"] if flags else []
+    if "linear" in phases:
+        settings += ["linear.epochs=1", "linear.batch_size=512", "linear.lr=0.01"]
+    more = [part for setting in settings for part in ("--set", setting)]
+    command = ["train", "--data", "digits", *flags, *more, "--accelerator", "cpu", "--quiet", "--out", tmp_path]
+    assert shell(capsys, *command)[0] == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert {record["phase"] for record in metrics["epochs"]} == phases
+    assert metrics["train_mode"] == ("linear_init" if len(phases) == 2 else phases.pop())
+
+
+def test_a_share_and_labels_to_choose_by(tmp_path, no_pictures):
+    """The same as in Python; a loader's own split gives way to a share alone."""
+    config = {"data": "digits", "linear": FAST, "validation": {"share": 0.4, "labels": "observed"}}
+    result = run_config(config, tmp_path, progress=False)
+    splits = digit_attributes()
+    given = Validation(0.4, labels="observed")
+    direct = train_classifier(splits.train, validation=given, linear=LinearPhase(**FAST), progress=False)
+    assert result.metrics["selected"] == direct.metrics["selected"]
+    assert result.metrics["n_validation"] == direct.metrics["n_validation"] == -(-4 * len(splits.train) // 10)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import Dataset, TensorDataset
 
-from spml_fast.training.density_ratio import _fit_temperature, train_density_ratio
+from spml_fast import DensityRatioFit, Heads, train_density_ratio
+from spml_fast.training.density_ratio import NEW_SPELLINGS, fit_temperature
 
 # Data: two classes, N(+-1, 1) in the first coordinate, N(0, 1) in the second. Generator: N(0, s^2)
 # in both, so that every log ratio has a closed form.
@@ -55,9 +56,11 @@ def quadratic_features():
     return nn.Sequential(Features(), nn.LazyLinear(16), nn.Tanh())
 
 
-def train(*args, **kwargs):
-    defaults = {"epochs": 2, "accelerator": "cpu", "progress": False}
-    return train_density_ratio(*args, **{**defaults, **kwargs})
+def train(*data, trunk=None, D_v=None, D_r=None, D_f=None, fit=None, **options):
+    """``train_density_ratio`` for two epochs on the CPU; ``fit`` are options of the fit."""
+    heads = Heads(trunk, D_v=D_v, D_r=D_r, D_f=D_f)
+    fit = DensityRatioFit(**{"epochs": 2, "accelerator": "cpu", **(fit or {})})
+    return train_density_ratio(*data, heads=heads, fit=fit, progress=False, **options)
 
 
 def normal(x, mean=0.0, scale=1.0):
@@ -82,7 +85,9 @@ def seeded():
 @pytest.fixture(scope="module")
 def trained():
     torch.manual_seed(0)
-    return train(Gaussian(), *gaussians(20_000), D_v=mlp(1), D_r=mlp(2), epochs=30, lr=1e-2, batch_size=256)
+    return train(
+        Gaussian(), *gaussians(20_000), D_v=mlp(1), D_r=mlp(2), fit=dict(epochs=30, lr=1e-2, batch_size=256)
+    )
 
 
 def test_validity_is_the_log_ratio(trained):
@@ -127,7 +132,7 @@ def test_returned_module_is_plain(trained):
 def test_conditional_generator():
     # Here p_G(x|c) = N(+-1, s^2): D_f's log odds are 2 x / s^2.
     G = Gaussian(conditional=True)
-    ratio = train(G, *gaussians(8000), trunk=quadratic_features(), epochs=20, lr=1e-2)
+    ratio = train(G, *gaussians(8000), trunk=quadratic_features(), fit=dict(epochs=20, lr=1e-2))
     x, _ = gaussians(2000, seed=1)
     with torch.no_grad():
         a, f, v = ratio.clf(x)
@@ -151,7 +156,7 @@ def test_overconfident_head_is_tempered():
         def forward(self, x):
             return torch.stack([-5 * x[:, 0], 5 * x[:, 0] + self.nudge], 1)
 
-    ratio = train(Gaussian(), *gaussians(2000), D_v=mlp(1), D_r=Sharp(), epochs=1, lr=1e-5)
+    ratio = train(Gaussian(), *gaussians(2000), D_v=mlp(1), D_r=Sharp(), fit=dict(epochs=1, lr=1e-5))
     head = ratio.report.heads["D_r"]
     assert head.temperature == pytest.approx(5, rel=0.2)  # log odds 10 x instead of 2 x
     assert head.ece[1] < head.ece[0]
@@ -226,8 +231,8 @@ def test_plain_function_as_generator_and_augmentation():
         return x + 0.1
 
     ratio = train(
-        lambda z: 1.5 * z, *gaussians(400), D_v=mlp(1), D_r=mlp(2), z_dim=2, augment=augment,
-        batch_size=80,
+        lambda z: 1.5 * z, *gaussians(400), D_v=mlp(1), D_r=mlp(2), z_dim=2,
+        fit=dict(augment=augment, batch_size=80),
     )  # fmt: skip
     assert ratio.clf.D_f is None
     assert seen[1:] == [160] * 8, "real and generated, in training only"
@@ -236,8 +241,8 @@ def test_plain_function_as_generator_and_augmentation():
 def test_patience_stops_early():
     def run(patience):
         return train(
-            Gaussian(), *gaussians(100), D_v=mlp(1, 256), D_r=mlp(2, 256), epochs=40, lr=3e-2,
-            patience=patience,
+            Gaussian(), *gaussians(100), D_v=mlp(1, 256), D_r=mlp(2, 256),
+            fit=dict(epochs=40, lr=3e-2, patience=patience),
         ).report  # fmt: skip
 
     report = run(1)
@@ -261,9 +266,10 @@ class Interrupted:
 def test_interrupt_keeps_the_best_so_far():
     # 80 instances to train on in batches of 40, 20 held out: three calls per epoch, one to probe.
     handler = signal.getsignal(signal.SIGINT)
-    arguments = {"z_dim": 2, "batch_size": 40, "epochs": 9, "D_v": mlp(1), "D_r": mlp(2)}
-    with pytest.warns(UserWarning, match="interrupted after 2 of 9 epochs"):
+    arguments = {"z_dim": 2, "fit": dict(batch_size=40, epochs=9), "D_v": mlp(1), "D_r": mlp(2)}
+    with pytest.warns(UserWarning, match="interrupted after 2 of 9 epochs") as warned:
         ratio = train(Interrupted(9), *gaussians(100), **arguments)
+    assert warned[0].filename == __file__, "the caller is told, not the library"
     assert ratio.report.interrupted
     assert ratio.report.epochs == 2
     assert not ratio.clf.training
@@ -274,13 +280,13 @@ def test_interrupt_keeps_the_best_so_far():
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_precision(precision):
-    ratio = train(Gaussian(), *gaussians(400), trunk=nn.Linear(2, 4), precision=precision)
+    ratio = train(Gaussian(), *gaussians(400), trunk=nn.Linear(2, 4), fit=dict(precision=precision))
     assert {p.dtype for p in ratio.clf.parameters()} == {torch.float32}
 
 
 def bad(x=None, labels=None, G=None, **kwargs):
     good_x, good_labels = gaussians(40)
-    kwargs = kwargs or {"trunk": nn.Linear(2, 4)}
+    kwargs = {"trunk": nn.Linear(2, 4), **kwargs} if kwargs.keys() <= {"fit"} else kwargs
     return train(
         Gaussian() if G is None else G,
         good_x if x is None else x,
@@ -307,12 +313,15 @@ def with_nan():
         ({"n_classes": 1, "D_v": mlp(1), "D_r": mlp(1)}, r"\[0, 1\), got labels\[1\] = 1"),
         ({"labels": torch.zeros(40, dtype=torch.int64)}, "at least two classes, got n_classes=1"),
         ({"n_classes": 3, "D_v": mlp(1), "D_r": mlp(3)}, "class 2 has 0"),
-        ({"holdout": 0.0, "trunk": nn.Linear(2, 4)}, r"holdout must be a share in \(0, 1\), got 0"),
-        ({"holdout": 1.0, "trunk": nn.Linear(2, 4)}, "holdout"),
-        ({"holdout": 0.01, "trunk": nn.Linear(2, 4)}, "39 to train on and 1 held out"),
-        ({"epochs": 0, "trunk": nn.Linear(2, 4)}, "epochs must be at least 1, got 0"),
-        ({"lr": -1.0, "trunk": nn.Linear(2, 4)}, "lr must be positive"),
-        ({"weight_decay": -1.0, "trunk": nn.Linear(2, 4)}, "weight_decay"),
+        ({"fit": dict(holdout=0.0)}, r"fit: holdout must be a share in \(0, 1\), got 0"),
+        ({"fit": dict(holdout=1.0)}, "fit: holdout"),
+        ({"fit": dict(holdout=0.01), "trunk": nn.Linear(2, 4)}, "39 to train on and 1 held out"),
+        ({"fit": dict(epochs=0)}, "fit: epochs must be an integer, at least 1, got 0"),
+        ({"fit": dict(batch_size=0)}, "fit: batch_size must be an integer, at least 1, got 0"),
+        ({"fit": dict(patience=1.5)}, "fit: patience must be an integer, at least 1, got 1.5"),
+        ({"fit": dict(lr=-1.0)}, "fit: lr must be positive, got -1"),
+        ({"fit": dict(lr=math.nan)}, "fit: lr must be positive, got nan"),
+        ({"fit": dict(weight_decay=-1.0)}, "fit: weight_decay must not be negative"),
         ({"D_v": mlp(1)}, r"\['D_r'\] missing"),
         ({"seed": 1}, r"\['D_v', 'D_r'\] missing"),
         ({"trunk": nn.Linear(2, 4), "D_v": mlp(1)}, "either trunk or"),
@@ -325,7 +334,7 @@ def with_nan():
         ({"z_dim": 2, "G": lambda z: z / 0, "trunk": nn.Linear(2, 4)}, "G returned NaN or inf"),
         ({"G": Gaussian(True), "D_v": mlp(1), "D_r": mlp(2)}, "D_f missing"),
         ({"conditional": False, "D_v": mlp(1), "D_r": mlp(2), "D_f": mlp(2)}, "conditional=False"),
-        ({"augment": lambda x: x[:1], "trunk": nn.Linear(2, 4)}, "augment must keep the shape"),
+        ({"fit": dict(augment=lambda x: x[:1]), "trunk": nn.Linear(2, 4)}, "augment must keep the shape"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -340,12 +349,39 @@ def test_bad_arguments(arguments, message):
         ({"x": [[0.0, 0.0]]}, "list"),
         ({"labels": [0, 1]}, "list"),
         ({"G": 3}, "callable, got int"),
-        ({"trunk": lambda x: x}, "trunk must be a torch.nn.Module, got function"),
+        ({"trunk": lambda x: x}, "heads: trunk must be a torch.nn.Module, got function"),
+        ({"D_v": nn.Linear, "D_r": mlp(2)}, "heads: D_v must be a torch.nn.Module, got type"),
+        ({"fit": dict(augment=3)}, "fit: augment must be callable, got int"),
     ],
 )
 def test_wrong_types(arguments, message):
     with pytest.raises(TypeError, match=message):
         bad(**arguments)
+
+
+@pytest.mark.parametrize("name", NEW_SPELLINGS)
+def test_an_old_keyword_says_the_new_spelling(name):
+    new = rf"(heads=Heads|fit=DensityRatioFit)\(.*{name}"
+    match = f"train_density_ratio no longer has the argument '{name}'; write {new}"
+    with pytest.raises(TypeError, match=match):
+        train_density_ratio(Gaussian(), *gaussians(40), **{name: None})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "missing 1 required keyword-only argument: 'heads'"),
+        ({"heads": nn.Linear(2, 4)}, r"heads must be Heads\(\.\.\.\), got Linear"),
+        (
+            {"heads": Heads(nn.Linear(2, 4)), "fit": {"epochs": 2}},
+            r"fit must be DensityRatioFit\(\.\.\.\), got dict",
+        ),
+        ({"heads": Heads(nn.Linear(2, 4)), "epohcs": 2}, "unexpected keyword argument 'epohcs'"),
+    ],
+)
+def test_values_of_another_kind(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        train_density_ratio(Gaussian(), *gaussians(40), **arguments)
 
 
 def test_bad_datasets():
@@ -377,7 +413,9 @@ def test_diverging_training_is_reported():
 def test_held_out_examples_that_are_all_told_apart_do_not_make_logits_grow():
     x, labels = gaussians(400)
     far = x + torch.tensor([0.0, 12.0])  # where the generator never comes
-    ratio = train(Gaussian().eval(), far, labels, D_v=mlp(1), D_r=mlp(2), epochs=30, lr=1e-2, patience=30)
+    ratio = train(
+        Gaussian().eval(), far, labels, D_v=mlp(1), D_r=mlp(2), fit=dict(epochs=30, lr=1e-2, patience=30)
+    )
     head = ratio.report.heads["D_v"]
     assert head.log_likelihood[1] > -0.05  # told apart, nearly or without an error
     assert head.temperature > 0.25  # maximum likelihood alone would go down to the least that it may
@@ -392,5 +430,5 @@ def test_the_temperature_is_that_of_maximum_likelihood_with_one_unseen_example_o
     log_p = torch.log_softmax(logits / t[:, None, None], 2)
     smoothed = (n * functional.one_hot(targets, k) + 1) / (n + k)  # each row's targets sum to 1
     best = float(t[(log_p * smoothed).sum((1, 2)).argmax()])
-    assert _fit_temperature("D_r", logits, targets) == pytest.approx(best, abs=1e-3)
+    assert fit_temperature("D_r", logits, targets) == pytest.approx(best, abs=1e-3)
     assert best == pytest.approx(2.5, rel=0.15)

@@ -15,8 +15,8 @@ from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import check_estimator, parametrize_with_checks
+from trainings import train
 
-from spml_fast import train_classifier
 from spml_fast.training import SinglePositiveClassifier
 
 ONE_CLASS_PER_ROW = "predictions are (N, L) of independent labels, the check wants one class per row"
@@ -218,10 +218,8 @@ def test_it_is_train_classifier(data):
     X, y, _, X_test, _ = data
     model = make(random_state=5).fit(X, y)
     seed = np.random.RandomState(5).randint(2**31 - 1)
-    result = train_classifier(
-        (X, y), names=[*"abcdefghi"], validation=0, lr=1e-2, batch_size=16, epochs=5, standardize=True,
-        seed=int(seed), accelerator="cpu", progress=False,
-    )  # fmt: skip
+    linear = dict(lr=1e-2, batch_size=16, epochs=5, standardize=True)
+    result = train((X, y), validation=0, linear=linear, seed=int(seed))
     assert_array_equal(model.coef_, result.model.head.weight.detach().numpy())
     assert_allclose(model.predict_proba(X_test), result.predict_proba(X_test), atol=1e-5)
     assert model.metrics_["epochs"][-1]["train_loss"] == result.metrics["epochs"][-1]["train_loss"]

@@ -13,12 +13,12 @@ import lightning
 import pytest
 import torch
 import torch.distributed as dist
+from trainings import TRACKED, leave_out_pictures
+from trainings import train as train_on_cpu
 
-from spml_fast import plots
 from spml_fast.cli import main
 from spml_fast.data import MultiLabelData, cifar_7to3
 from spml_fast.labels import single_positives
-from spml_fast.training import train_classifier
 from spml_fast.training.finetune import Batches, Rows, loader
 from spml_fast.training.trunks import small_cnn
 
@@ -72,15 +72,12 @@ def trunk():
     return small_cnn(width=8, dropout=0.0)
 
 
-def train(loss, **changes):
+def train(loss, *, out=TRACKED, linear=None, **finetune):
+    """The runs of this file; keywords beside these are of fine-tuning."""
     found, test = data(os.environ.get(DATA_FILE))
-    settings = dict(
-        test=test, loss=loss, train_mode="finetune", trunk=trunk(), finetune_epochs=EPOCHS, finetune_lr=1e-3,
-        finetune_batch_size=BATCH, accelerator="cpu", progress=False, seed=2, watch=True,
-    )  # fmt: skip
-    if loss == "ll_cp":
-        settings["loss_options"] = {"delta": FLIPPED}
-    return train_classifier(found, **(settings | changes))
+    loss = {"name": loss, "delta": FLIPPED} if loss == "ll_cp" else loss
+    finetune = dict(trunk=trunk(), epochs=EPOCHS, lr=1e-3, batch_size=BATCH) | finetune
+    return train_on_cpu(found, test=test, loss=loss, seed=2, linear=linear, finetune=finetune, out=out)
 
 
 class Watch(lightning.Callback):
@@ -126,18 +123,12 @@ def summary(result, watch=None):
     return json.loads(json.dumps(found))
 
 
-def without_pictures():
-    for name in [name for name in vars(plots) if name.startswith("plot_")]:
-        setattr(plots, name, lambda *args, **kwargs: None)
-
-
 # --- what the processes do ------------------------------------------------------------------------
 
 NAME = Path(__file__).stem
 SETTINGS = [
-    "--data", "digits", "--train-mode", "finetune", "--accelerator", "cpu", "--quiet",
-    "--set", "data.images=true", "--set", f"trunk={{name: {NAME}:digit_trunk}}", "--set", "finetune_epochs=1",
-    "--set", "finetune_batch_size=128",
+    "--data", "digits", "--finetune", f"{NAME}:digit_trunk", "--accelerator", "cpu", "--quiet",
+    "--set", "data.images=true", "--set", "finetune.epochs=1", "--set", "finetune.batch_size=128",
 ]  # fmt: skip
 
 
@@ -157,11 +148,11 @@ def work(folder):
         result = train(loss, out=out, trainer_options={"callbacks": [watch]})
         found[loss] = summary(result, watch)
     try:
-        train("gr", finetune_batch_size=15)
+        train("gr", batch_size=15)
         found["error"] = None
     except ValueError as error:
         found["error"] = str(error)
-    found["linear_init"] = summary(train("role", train_mode="linear_init", epochs=2, lr=1e-2, batch_size=32))
+    found["linear_init"] = summary(train("role", linear=dict(epochs=2, lr=1e-2, batch_size=32)))
     sys.path.insert(0, str(Path(__file__).parent))
     found["cli"] = main(["train", *SETTINGS, "--out", str(folder / f"cli of {rank}")])
     (folder / f"rank{rank}.json").write_text(json.dumps(found))
@@ -273,7 +264,7 @@ def test_two_processes_learn_what_one_learns(found, loss):
 
 def test_what_is_compared_could_differ():
     """Were the processes' gradients not joined, half the batch would teach something else."""
-    half = summary(train("gr", finetune_batch_size=BATCH // 2))
+    half = summary(train("gr", batch_size=BATCH // 2))
     assert abs(losses(half)[0] - losses(alone("gr"))[0]) > 1e-3
 
 
@@ -379,11 +370,8 @@ def watched():
     rows = torch.arange(0, len(found), len(found) // 33)[:33]
     few = MultiLabelData(found.x[rows], found.labels[rows], found.observed[rows], found.names)
     watched = Watched()
-    train_classifier(
-        few, validation=(test.x, test.labels), loss="em_apl", train_mode="finetune", trunk=trunk(),
-        finetune_epochs=4, finetune_batch_size=16, accelerator="cpu", progress=False, watch=True,
-        trainer_options={"callbacks": [watched]},
-    )  # fmt: skip
+    finetune = dict(trunk=trunk(), epochs=4, batch_size=16, trainer_options={"callbacks": [watched]})
+    train_on_cpu(few, validation=(test.x, test.labels), loss="em_apl", finetune=finetune, out=TRACKED)
     return watched
 
 
@@ -440,6 +428,6 @@ def test_both_processes_of_a_continued_job_return_the_same(resumed):
 
 
 if __name__ == "__main__":
-    without_pictures()
+    leave_out_pictures()
     torch.manual_seed(0)
     {"work": work, "resume": resume}[sys.argv[1]](Path(sys.argv[2]))

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
-from sklearn.metrics import average_precision_score
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
+from trainings import sklearn_map
 
 from spml_fast import losses
 from spml_fast._checkpoint import load_state, save_state
@@ -93,12 +93,6 @@ def same(a, b):
 
 def same_runs(a, b):
     same([vars(run) for run in a], [vars(run) for run in b])
-
-
-def sklearn_map(scores, labels):
-    """Class by class; 0 where there are no positives."""
-    columns = zip(np.asarray(scores).T, np.asarray(labels).T, strict=True)
-    return np.mean([average_precision_score(y, s) if y.any() else 0.0 for s, y in columns])
 
 
 # --- features -------------------------------------------------------------------------------------

@@ -410,11 +410,11 @@ def test_a_model_that_diverged_has_a_val_map_of_zero():
     assert make_trainer().validate(module, as_loader(VALIDATION), verbose=False)[0]["val_map"] == 0
 
 
-# --- what it watches ------------------------------------------------------------------------------
+# --- recovery -------------------------------------------------------------------------------------
 
 
 def test_probabilities_of_the_epoch_by_row():
-    module, said = module_of("gr", watch=True), {}
+    module, said = module_of("gr", track_recovery=True), {}
     real = module.model.forward
 
     def forward(x):
@@ -430,7 +430,7 @@ def test_probabilities_of_the_epoch_by_row():
 
 
 def test_a_second_epoch_replaces_the_first():
-    module = module_of("gr", watch=True, lr=1e-2)
+    module = module_of("gr", track_recovery=True, lr=1e-2)
     tables = []
 
     class Keep(Callback):
@@ -453,7 +453,7 @@ class Stop(Callback):
 
 
 def test_an_interrupted_epoch_leaves_nothing_in_the_next():
-    module, expected = module_of("gr", watch=True), module_of("gr", watch=True)
+    module, expected = module_of("gr", track_recovery=True), module_of("gr", track_recovery=True)
     with pytest.raises(ZeroDivisionError):
         fit(module, batches(), trainer=make_trainer(callbacks=[Stop()]))
     expected.load_state_dict(module.state_dict())
@@ -544,9 +544,16 @@ def test_what_a_batch_lacks_is_named(loss, missing):
         fit(module_of(loss), without(missing, batches(loss=loss)))
 
 
-def test_watching_needs_the_index():
+def test_an_old_keyword_says_the_new_spelling():
+    with pytest.raises(
+        TypeError, match=r"SPMLModule no longer has the argument 'watch'; write track_recovery=\.\.\."
+    ):
+        SPMLModule(net(), head=HEAD, watch=True)
+
+
+def test_tracking_recovery_needs_the_index():
     with pytest.raises(ValueError, match="needs index in the batch, which has labels"):
-        fit(module_of("gr", watch=True), without("index", batches()))
+        fit(module_of("gr", track_recovery=True), without("index", batches()))
 
 
 @pytest.mark.parametrize("rows", [ROWS_OF_BATCH, N])

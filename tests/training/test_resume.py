@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import lightning
@@ -20,18 +21,18 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from trainings import TRACKED, leave_out_pictures
+from trainings import train as train_on_cpu
 
 import spml_fast.training.linear
-from spml_fast import plots
 from spml_fast.cli import main
 from spml_fast.data import MultiLabelData, digit_attributes
-from spml_fast.training import train_classifier
+from spml_fast.training import RunRecord, Validation
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(
     ["pytest", "spml_fast.cli", "spml_fast.training.finetune", "sklearn.datasets", "sklearn.model_selection"]
 )
-PICTURES = [name for name in vars(plots) if name.startswith("plot_")]
 LINEAR_LOSSES = ("role", "em_apl", "ll_cp", "gr", "pns")
 EPOCHS, BATCH_SIZES = 4, (32, 64)
 LINEAR_EPOCHS = EPOCHS * len(BATCH_SIZES)
@@ -84,23 +85,26 @@ def digits(images, rows=600):
     )
 
 
-def train(mode, loss, out, dropout=0.3, **changes):
-    """The runs of this file; ``loss`` is a name, or "own"."""
+GRID = dict(lr=(1e-2, 1e-3), batch_size=BATCH_SIZES, epochs=EPOCHS)
+
+
+def train(mode, loss, out, dropout=0.3, *, linear=None, finetune=None, **options):
+    """The runs of this file, whose phases' options ``linear`` and ``finetune`` change; "own" is a loss as well."""
     data, test = digits(mode != "linear", 600 if mode == "linear" else 200)
-    settings = dict(loss=Own() if loss == "own" else loss, test=test, seed=3, progress=False, accelerator="cpu")
-    if mode == "linear":
-        settings |= dict(lr=(1e-2, 1e-3), batch_size=BATCH_SIZES, epochs=EPOCHS)
-    else:
-        settings |= dict(
-            train_mode=mode, trunk=trunk(dropout), lr=1e-2, batch_size=32, epochs=BEFORE, finetune_lr=1e-3,
-            finetune_batch_size=32, finetune_epochs=EPOCHS,
-        )  # fmt: skip
-    return train_classifier(data, out=out, **(settings | changes))
+    phases = {}
+    if mode == "linear" or linear is not None:
+        phases["linear"] = GRID | (linear or {})
+    if mode == "linear_init":
+        phases["linear"] = dict(lr=1e-2, batch_size=32, epochs=BEFORE) | (linear or {})
+    if mode != "linear":
+        phases["finetune"] = dict(trunk=trunk(dropout), lr=1e-3, batch_size=32, epochs=EPOCHS) | (finetune or {})
+    options = dict(loss=Own() if loss == "own" else loss, test=test, seed=3) | options
+    return train_on_cpu(data, out=out, **phases, **options)
 
 
 @functools.cache
 def undisturbed(mode, loss, dropout=0.3):
-    return train(mode, loss, None, dropout, watch=True)
+    return train(mode, loss, TRACKED, dropout)
 
 
 # --- ends -----------------------------------------------------------------------------------------
@@ -109,8 +113,7 @@ def undisturbed(mode, loss, dropout=0.3):
 def as_here():
     """In a child: one thread, no pictures."""
     torch.set_num_threads(1)
-    for name in PICTURES:
-        setattr(plots, name, lambda *args, **kwargs: None)
+    leave_out_pictures()
 
 
 def at_call(n, owner, name, act, only=lambda *args: True, patch=setattr):
@@ -150,7 +153,7 @@ def in_an_epoch(n, act, patch=setattr):
     """``act`` at the n-th batch, counted from 1 in either loop."""
     from spml_fast.training.module import SPMLModule
 
-    at_call(n, spml_fast.training.linear.LinearGroup, "_step", act, patch=patch)
+    at_call(n, spml_fast.training.linear.LinearGroup, "train_batch", act, patch=patch)
     at_call(n, SPMLModule, "training_step", act, patch=patch)
 
 
@@ -192,8 +195,7 @@ def killed_from_outside(target, arguments, file, signal_number=signal.SIGKILL):
 @pytest.fixture(autouse=True)
 def _one_thread_and_no_pictures(monkeypatch, threads):
     threads(1)  # one order of operations, and no threads that wait for each other in small networks
-    for name in PICTURES:
-        monkeypatch.setattr(plots, name, lambda *args, **kwargs: None)
+    leave_out_pictures(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -288,7 +290,7 @@ def test_a_killed_linear_phase_continues(tmp_path, trained, loss, end):
 
 def test_what_must_be_kept_matters():
     """That the states above are there to be lost: without them the results would differ."""
-    pns, again = undisturbed("linear", "pns"), train("linear", "pns", None, loss_options={"seed": 1})
+    pns, again = undisturbed("linear", "pns"), train("linear", {"name": "pns", "seed": 1}, None)
     assert not torch.allclose(pns.train_probabilities, again.train_probabilities, atol=1e-3)
     assert undisturbed("linear", "role").estimates is not None
     drop = [undisturbed("finetune", "gr"), train("finetune", "gr", None, seed=4)]
@@ -385,16 +387,14 @@ class Noisy(torch.utils.data.Dataset):
 
 def train_on_noisy_images(out, **changes):
     data, _ = digits(True, 200)
-    return train_classifier(
-        MultiLabelData(Noisy(data.x), data.labels, data.observed, data.names), loss="gr", train_mode="finetune",
-        trunk=trunk(0.0), finetune_epochs=3, finetune_batch_size=32, finetune_lr=1e-3, out=out, progress=False,
-        accelerator="cpu", watch=True, validation=(data.x[:50], data.labels[:50]), **changes,
-    )  # fmt: skip
+    noisy = MultiLabelData(Noisy(data.x), data.labels, data.observed, data.names)
+    finetune = dict(trunk=trunk(0.0), epochs=3, batch_size=32, lr=1e-3, **changes)
+    return train_on_cpu(noisy, finetune=finetune, out=out, validation=(data.x[:50], data.labels[:50]))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_augmentation_does_not_depend_on_whether_the_run_was_resumed(tmp_path, workers):
-    expected = train_on_noisy_images(None, workers=workers)
+    expected = train_on_noisy_images(TRACKED, workers=workers)
     with pytest.raises(KeyError):
         train_on_noisy_images(tmp_path, workers=workers, trainer_options={"callbacks": [_StopAfter(2)]})
     result = train_on_noisy_images(tmp_path, workers=workers)
@@ -525,11 +525,13 @@ def test_ctrl_c_while_the_checkpoint_is_written(tmp_path, monkeypatch, trained, 
 
 
 CLI = {
-    "linear": ["--data", "digits", "--epochs", "4", "--set", "lr=0.01", "--set", "batch_size=32"],
+    "linear": [
+        "--data", "digits", "--set", "linear.epochs=4", "--set", "linear.lr=0.01", "--set", "linear.batch_size=32",
+    ],
     "finetune": [
-        "--data", "digits", "--train-mode", "finetune", "--set", f"trunk={{name: {__name__}:trunk, dropout: 0.0}}",
-        "--set", "data.images=true", "--set", "finetune_epochs=3", "--set", "finetune_batch_size=128",
-        "--set", "finetune_lr=0.001",
+        "--data", "digits", "--finetune", f"{__name__}:trunk", "--set", "finetune.trunk.dropout=0.0",
+        "--set", "data.images=true", "--set", "finetune.epochs=3", "--set", "finetune.batch_size=128",
+        "--set", "finetune.lr=0.001",
     ],
 }  # fmt: skip
 """Settings of ``spml-fast train``."""
@@ -583,29 +585,28 @@ def test_a_finished_run_given_again_trains_nothing_and_returns_the_same(finished
 
 
 CHANGES = {
-    "train_mode": dict(train_mode="linear_init"),
-    "loss_options": dict(loss_options={"lam": 2.0}),
+    "linear.lr": dict(linear=dict(lr=0.5)),  # there was no linear phase
+    "loss": dict(loss={"name": "role", "expected_positives": 3.0}),
     "seed": dict(seed=4),
-    "epochs": dict(epochs=EPOCHS + 1),
-    "lr": dict(lr=0.5),
-    "batch_size": dict(batch_size=(16,)),
     "validation": dict(validation=0.3),
-    "finetune_lr": dict(finetune_lr=2e-3),
-    "expected_positives": dict(expected_positives=3.0),
-    "standardize": dict(standardize=True),
-    "precision": dict(precision="bf16-mixed"),
+    "validation.labels": dict(validation=Validation(labels="observed")),
+    "finetune.lr": dict(finetune=dict(lr=2e-3)),
+    "finetune.epochs": dict(finetune=dict(epochs=EPOCHS + 1)),
+    "finetune.batch_size": dict(finetune=dict(batch_size=16)),
+    "finetune.head_factor": dict(finetune=dict(head_factor=3.0)),
+    "finetune.precision": dict(finetune=dict(precision="bf16-mixed")),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_other_settings_are_refused_by_name(tmp_path, trained, name):
-    run = ("finetune", "role", tmp_path)
-    train(*run)
+    train("finetune", "role", tmp_path)
     trained.clear()
+    changes = {"loss": "role", **CHANGES[name]}
     with pytest.raises(
         ValueError, match=rf"holds a run of other settings .*{name} was .*, is .*resume=False"
     ) as e:
-        train(*run, **CHANGES[name])
+        train("finetune", changes.pop("loss"), tmp_path, **changes)
     assert str(tmp_path) in str(e.value)
     assert trained == []
 
@@ -629,10 +630,7 @@ def test_other_data_are_refused(tmp_path):
         MultiLabelData(data.x[:-1], data.labels[:-1], data.observed[:-1], data.names),
     ):
         with pytest.raises(ValueError, match=r"data was '.*', is '.*'"):
-            train_classifier(
-                other, test=test, loss="gr", lr=(1e-2, 1e-3), batch_size=BATCH_SIZES, epochs=EPOCHS, seed=3,
-                progress=False, accelerator="cpu", out=tmp_path,
-            )  # fmt: skip
+            train_on_cpu(other, test=test, linear=GRID, seed=3, out=tmp_path)
 
 
 def test_a_trunk_of_other_weights_is_refused(tmp_path):
@@ -640,21 +638,28 @@ def test_a_trunk_of_other_weights_is_refused(tmp_path):
     run = ("linear_init", "gr", tmp_path)
     killed(run, "file", "linear.pt", BEFORE, AT_FILE["file with its name"])
     with pytest.raises(ValueError, match="trunk"):
-        train(*run, trunk=nn.Sequential(nn.Flatten(), nn.Linear(64, 24)))
+        train(*run, finetune=dict(trunk=nn.Sequential(nn.Flatten(), nn.Linear(64, 24))))
 
 
-@pytest.mark.parametrize("what", [dict(progress=True), dict(watch=True), dict(workers=0)])
+@pytest.mark.parametrize("what", ["progress", "title"])
 def test_what_a_run_need_not_have_in_common_may_change(tmp_path, trained, capsys, what):
-    run = ("linear", "gr", tmp_path)
-    killed(run, "file", "linear.pt", 3, AT_FILE["file with its name"])
-    assert_same_result(train(*run, **what), undisturbed("linear", "gr"))
+    killed(("linear", "gr", tmp_path), "file", "linear.pt", 3, AT_FILE["file with its name"])
+    record = RunRecord(tmp_path, title="the digits" if what == "title" else None)
+    result = train("linear", "gr", record, progress=what == "progress")
+    expected = undisturbed("linear", "gr")
+    assert_same_result(result, replace(expected, metrics=expected.metrics | {"data": record.title}))
     assert len(trained) == LINEAR_EPOCHS - 3
     capsys.readouterr()
 
 
+def anew(run):
+    """The run without what was left of it."""
+    return (*run[:2], RunRecord(run[2], resume=False), *run[3:])
+
+
 def test_resume_false_starts_anew(finished, trained):
     run, result = finished
-    again = train(*run, resume=False)
+    again = train(*anew(run))
     before = {"linear": ["linear"] * LINEAR_EPOCHS, "finetune": [], "linear_init": ["linear"] * BEFORE}[run[0]]
     assert trained == before + ["finetune"] * (0 if run[0] == "linear" else EPOCHS)
     assert_same_result(again, result)
@@ -663,7 +668,7 @@ def test_resume_false_starts_anew(finished, trained):
 def test_resume_false_takes_other_settings(tmp_path, trained):
     train("linear", "gr", tmp_path)
     trained.clear()
-    result = train("linear", "role", tmp_path, resume=False)
+    result = train(*anew(("linear", "role", tmp_path)))
     assert trained == ["linear"] * LINEAR_EPOCHS
     assert_same_result(result, undisturbed("linear", "role"))
     trained.clear()
@@ -675,7 +680,7 @@ def test_resume_false_leaves_no_result_of_the_run_before(tmp_path):
     """Which would be taken for the one that was started anew, if that one is killed."""
     train("linear", "gr", tmp_path)
     with pytest.raises(RuntimeError, match="out of memory"):
-        train("linear", _Broken(), tmp_path, resume=False)
+        train(*anew(("linear", _Broken(), tmp_path)))
     left = {path.name for path in tmp_path.iterdir()}
     assert not left & {"metrics.json", "model.safetensors", "predictions.npz", "report.html"}
 
@@ -703,14 +708,13 @@ def test_resume_false_in_a_process_that_does_not_write(tmp_path, monkeypatch, ch
 
 
 NUMPY = [
-    # mode, setting, value
+    # phase, option, value
     ("linear", "lr", np.float64(1e-2)),
     ("linear", "batch_size", np.int64(64)),
     ("linear", "epochs", np.int64(2)),
-    ("linear", "seed", np.int64(3)),
-    ("finetune", "finetune_epochs", np.int64(2)),
-    ("finetune", "finetune_batch_size", np.int64(64)),
-    ("finetune", "finetune_lr", np.float64(1e-3)),
+    ("finetune", "epochs", np.int64(2)),
+    ("finetune", "batch_size", np.int64(64)),
+    ("finetune", "lr", np.float64(1e-3)),
     ("finetune", "head_factor", np.float64(3)),
 ]
 
@@ -721,26 +725,29 @@ NUMPY = [
 )
 def test_numbers_of_numpy_are_numbers(tmp_path, trained, mode, name, value):
     small = dict(lr=1e-2, batch_size=64) if mode == "linear" else {}
-    settings = small | {name: value}
-    expected = train(mode, "gr", None, watch=True, **(small | {name: value.item()}))
-    assert_same_result(train(mode, "gr", tmp_path, **settings), expected)
+    plain, numpy = (
+        {mode: small | {name: v}, "seed": seed} for v, seed in ((value.item(), 3), (value, np.int64(3)))
+    )
+    expected = train(mode, "gr", TRACKED, **plain)
+    assert_same_result(train(mode, "gr", tmp_path, **numpy), expected)
     trained.clear()
-    assert_same_result(train(mode, "gr", tmp_path, **settings), expected)
+    assert_same_result(train(mode, "gr", tmp_path, **numpy), expected)
     assert trained == []
 
 
 SAME = {
-    "a list": dict(lr=[1e-2, 1e-3]),
-    "a list of integers": dict(batch_size=list(BATCH_SIZES)),
-    "an integer": dict(head_factor=10),
+    "a list": dict(linear=dict(lr=[1e-2, 1e-3])),
+    "a list of integers": dict(linear=dict(batch_size=list(BATCH_SIZES))),
+    "an integer": dict(finetune=dict(head_factor=10)),
 }
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_the_same_settings_written_otherwise_are_the_same(tmp_path, trained, name):
-    expected = train("linear", "gr", tmp_path)
+    run = ("linear" if "linear" in SAME[name] else "finetune", "gr", tmp_path)
+    expected = train(*run)
     trained.clear()
-    assert_same_result(train("linear", "gr", tmp_path, **SAME[name]), expected)
+    assert_same_result(train(*run, **SAME[name]), expected)
     assert trained == []
 
 
@@ -767,7 +774,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, mode, file, damage):
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     with pytest.raises(ValueError, match=str(path)):
         train(*run)
-    assert_same_result(train(*run, resume=False), undisturbed(mode, "gr"))
+    assert_same_result(train(*anew(run)), undisturbed(mode, "gr"))
 
 
 @pytest.mark.parametrize(("mode", "file"), FILES)
