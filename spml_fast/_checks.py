@@ -32,11 +32,13 @@ def renamed(**now: str) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
+        what = function.__qualname__.removesuffix(".__init__")
+
         @functools.wraps(function)
         def checked(*args: Any, **kwargs: Any) -> Any:
             for name in kwargs:
                 if name in now:
-                    raise TypeError(f"{function.__name__}() takes {name} no longer; write {now[name]}")
+                    raise TypeError(f"{what} no longer has the argument {name!r}; write {now[name]}")
             return function(*args, **kwargs)
 
         return checked  # type: ignore[return-value]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .._checks import renamed
 from .._processes import local_rank
-from .._renamed import renamed
 from .._version import __version__
 from ..data.base import check_features
 from ..labels import LabelEstimator
@@ -59,7 +59,7 @@ NEW_SPELLINGS = {
 }
 
 
-@renamed("train_classifier", NEW_SPELLINGS)
+@renamed(**NEW_SPELLINGS)
 def train_classifier(
     train: Split,
     *,

@@ -20,8 +20,8 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
+from .._checks import renamed
 from .._models import eval_mode, first_tensor, latent_shape, takes_label
-from .._renamed import renamed
 from .options import DensityRatioFit, Heads, check_kind
 from .quiet import quiet_fit, quiet_trainer, tensor_loader
 
@@ -122,7 +122,7 @@ NEW_SPELLINGS = {
 }
 
 
-@renamed("train_density_ratio", NEW_SPELLINGS)
+@renamed(**NEW_SPELLINGS)
 def train_density_ratio(
     G: Callable[..., Tensor],
     x: Tensor | np.ndarray | Dataset,

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from .._renamed import renamed
+from .._checks import renamed
 from ..labels import LabelEstimator
 from ..losses import Loss, make
 from ..metrics import average_precision
@@ -45,7 +45,7 @@ class SPMLModule(lightning.LightningModule):
         ValueError: a head that the model does not have, or an input of the loss that is missing.
     """
 
-    @renamed("SPMLModule", {"watch": "track_recovery=..."})
+    @renamed(watch="track_recovery=...")
     def __init__(
         self,
         model: nn.Module,

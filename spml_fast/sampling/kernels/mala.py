@@ -190,7 +190,7 @@ class MALA(Kernel):
         trace = problem.gather(trace, 2).numpy()
         for t, fields in enumerate(found):
             if not state.met[t]:
-                fields |= {"n_steps": START_STEPS, "burn_in": START_STEPS}
+                fields |= dict.fromkeys(("n_steps", "burn_in", "thin"), START_STEPS)
                 continue
             ess, r_hat = mixing(trace[:, t])
             fields |= {
