@@ -75,15 +75,16 @@ def load_state(path: str | Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def exclusive(path: str | Path) -> Iterator[None]:
-    """Keeps other processes from using ``path`` the same way; the lock ends with the process, however that ends.
+    """Keeps other runs from using a file or a folder the same way; the lock ends with the process at the latest.
 
-    Parts of ``path`` that processes were killed over are removed.
+    Parts of the file, or of all files in the folder, that processes were killed over are removed.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another run holds it.
     """
     path = Path(path)
-    lock = path.with_name(f".{path.name}.lock")
+    folder, name = (path, ".+") if path.is_dir() else (path.parent, re.escape(path.name))
+    lock = folder / (".lock" if path.is_dir() else f".{path.name}.lock")
     while True:
         file = os.open(lock, os.O_CREAT | os.O_RDWR)
         try:
@@ -95,8 +96,8 @@ def exclusive(path: str | Path) -> Iterator[None]:
             break
         os.close(file)  # the run before removed it between the two calls
     try:
-        left = re.compile(rf"\.{re.escape(path.name)}\.\d+-\d+\.part")  # by runs that were killed
-        for part in path.parent.iterdir():
+        left = re.compile(rf"\.{name}\.\d+-\d+\.part")
+        for part in folder.iterdir():
             if left.fullmatch(part.name):
                 part.unlink(missing_ok=True)
         yield

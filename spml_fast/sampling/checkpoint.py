@@ -94,18 +94,23 @@ class Checkpoint:
         """Whether it is time to write again; the first process's clock decides."""
         return self.processes.rank == 0 and time.monotonic() - self.last >= self.every
 
+    def taken(self, part: str) -> Any:
+        """A part of the file, None if it has none; the first process alone keeps it."""
+        return self.parts.get(part) if self.processes.rank == 0 else self.parts.pop(part, None)
+
     def save(self, part: str, state: Any) -> None:
         """Replaces one part of the file. If it cannot be written, a warning says so, and the next time may do."""
-        self.parts[part] = state
         self.last = time.monotonic()
+        if self.processes.rank != 0:
+            return
+        self.parts[part] = state
         try:
             self.write()
         except (OSError, RuntimeError) as error:
             warn(f"checkpoint {self.path} could not be written: {error}; the run goes on without it")
 
     def write(self) -> None:
-        if self.processes.rank == 0:
-            save_state(self.path, {"s2m_sampling": VERSION, "call": self.call, "parts": self.parts})
+        save_state(self.path, {"s2m_sampling": VERSION, "call": self.call, "parts": self.parts})
 
 
 @contextmanager

@@ -270,9 +270,10 @@ class _PoolRun:
 
     def _restore(self) -> None:
         checkpoint = self.driver.checkpoint
-        if checkpoint is None or self.name not in checkpoint.parts:
+        saved = None if checkpoint is None else checkpoint.taken(self.name)
+        if saved is None:
             return
-        saved, device = checkpoint.parts[self.name], self.problem.models.device
+        device = self.problem.models.device
 
         def mine(tensor: Tensor, dim: int) -> Tensor:
             return self.shard.slice(tensor, dim).to(device, copy=True).contiguous()

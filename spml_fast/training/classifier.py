@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
 from collections.abc import Mapping
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .._checkpoint import exclusive
 from .._checks import renamed
-from .._processes import local_rank
+from .._processes import is_first_process, local_rank
 from .._version import __version__
 from ..data.base import check_features
 from ..labels import LabelEstimator
@@ -113,7 +115,7 @@ def train_classifier(
 
     Raises:
         ValueError, TypeError, IndexError: data or settings that cannot be trained with, before training starts;
-            the message says what was passed, what was expected and where.
+            the message says what was passed, what was expected and where; a folder that another run is using.
         FloatingPointError: the loss diverged in every run of the grid.
         KeyboardInterrupt: on Ctrl+C; with ``out``, the same call continues.
     """
@@ -137,9 +139,13 @@ def train_classifier(
         )
     data = prepare(train, test, validation, recipe)
     folder = None
-    if record.folder is not None:
-        folder = RunFolder(record.folder, fingerprint(recipe, validation, data), record.resume)
-    with torch.random.fork_rng():
+    with contextlib.ExitStack() as stack:
+        if record.folder is not None:
+            if is_first_process():
+                record.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(exclusive(record.folder))
+            folder = RunFolder(record.folder, fingerprint(recipe, validation, data), record.resume)
+        stack.enter_context(torch.random.fork_rng())
         torch.manual_seed(stream(recipe.seed, 4).initial_seed())
         return _Training(recipe, data, record, folder, trainer).run()
 

@@ -29,6 +29,7 @@ class RunFolder:
     """The folder where a run leaves its checkpoints and its results.
 
     Args:
+        path: an existing folder, which no other run may use at the same time.
         settings: the settings that a run must share with the one that it continues.
         resume: continue the run in ``path``; otherwise its files are removed.
 
@@ -42,7 +43,6 @@ class RunFolder:
             self._claim(path / "settings.json", settings)
 
     def _claim(self, file: Path, settings: dict[str, Any]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
         if not self.resume:
             for name in (*CHECKPOINTS, *RESULTS, file.name):
                 (self.path / name).unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from trainings import TRACKED, leave_out_pictures
 from trainings import train as train_on_cpu
 
 import spml_fast.training.linear
+from spml_fast._checkpoint import exclusive
 from spml_fast.cli import main
 from spml_fast.data import MultiLabelData, digit_attributes
 from spml_fast.training import RunRecord, Validation
@@ -615,6 +616,17 @@ def test_another_loss_is_refused_by_name(tmp_path):
     train("linear", "gr", tmp_path)
     with pytest.raises(ValueError, match="loss was 'gr', is 'role'"):
         train("linear", "role", tmp_path)
+
+
+def test_a_folder_is_for_one_run_at_a_time(tmp_path):
+    """A second training in it would be written over the first one's files; parts of a killed run are removed."""
+    left = tmp_path / ".linear.pt.1234-5678.part"
+    left.write_text("by a run that was killed")
+    with exclusive(tmp_path), pytest.raises(ValueError, match=f"{tmp_path} is in use by another run"):
+        train("linear", "gr", tmp_path)
+    train("linear", "gr", tmp_path)
+    assert not left.exists()
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 def test_other_data_are_refused(tmp_path):

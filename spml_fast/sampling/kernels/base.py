@@ -157,9 +157,12 @@ class Draws(State):
         """The rows of several draws, one after another."""
         if len(parts) == 1:
             return parts[0]
-        columns = zip(*([*vars(part).values()][:5] for part in parts), strict=True)
         kept = {name: torch.cat([part.kept[name] for part in parts]) for name in parts[0].kept}
+        columns = ([getattr(part, name) for part in parts] for name in _COLUMNS)
         return Draws(*(None if column[0] is None else torch.cat(column) for column in columns), kept)
+
+
+_COLUMNS = ("target", "chain", "log_weight", "step", "order")
 
 
 class Steps(Protocol):
