@@ -21,15 +21,15 @@
 
 TORCH_LIBRARY(spml_fast, m) {
   m.def(
-      "s2m_log_weight(Tensor class_logits, Tensor validity_logit, Tensor? fake_logits, Tensor? extra, Tensor masks, "
-      "Tensor log_gamma, Tensor inv_temperature, int proposal_class) -> Tensor");
+      "s2m_log_weight(Tensor class_logits, Tensor validity_logit, Tensor? fake_logits, Tensor? log_correction, "
+      "Tensor masks, Tensor log_gamma, Tensor inv_temperature, int proposal_class) -> Tensor");
   m.def(
       "imh_scan(Tensor log_weights, int seed, int first_chain, int first_step, Tensor(a!) weights, Tensor(b!) counts, "
       "Tensor(c!) invalid) -> ()");
   m.def(
-      "s2m_imh_scan(Tensor class_logits, Tensor validity_logit, Tensor? fake_logits, Tensor? extra, Tensor masks, "
-      "Tensor log_gamma, Tensor inv_temperature, int proposal_class, int seed, int first_chain, int first_step, "
-      "Tensor(a!) weights, Tensor(b!) counts, Tensor(c!) invalid) -> ()");
+      "s2m_imh_scan(Tensor class_logits, Tensor validity_logit, Tensor? fake_logits, Tensor? log_correction, "
+      "Tensor masks, Tensor log_gamma, Tensor inv_temperature, int proposal_class, int seed, int first_chain, "
+      "int first_step, Tensor(a!) weights, Tensor(b!) counts, Tensor(c!) invalid) -> ()");
   m.def("loss(Tensor logits, " SPML_LOSS_ARGUMENTS ") -> Tensor");
   m.def("loss_and_grad(Tensor logits, " SPML_LOSS_ARGUMENTS ") -> (Tensor, Tensor, Tensor)");
   m.def("linear_loss(Tensor x, Tensor weight, Tensor? bias, " SPML_LOSS_ARGUMENTS ") -> Tensor");

@@ -74,7 +74,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 @torch.library.register_fake("spml_fast::s2m_log_weight")
-def _(class_logits, validity_logit, fake_logits, extra, masks, log_gamma, inv_temperature, cls) -> Tensor:
+def _(class_logits, validity_logit, fake_logits, log_correction, masks, log_gamma, inv_temperature, cls) -> Tensor:
     shape = (log_gamma.shape[0], class_logits.shape[0])
     return class_logits.new_empty(shape, dtype=compute_dtype(class_logits.dtype))
 
@@ -85,7 +85,7 @@ def _(log_weights, seed, first_chain, first_step, weights, counts, invalid) -> N
 
 
 @torch.library.register_fake("spml_fast::s2m_imh_scan")
-def _(class_logits, validity_logit, fake_logits, extra, *rest) -> None:
+def _(class_logits, validity_logit, fake_logits, log_correction, *rest) -> None:
     return None
 
 

@@ -163,9 +163,9 @@ inline void log_weight_tile(const LogWeightParams& p, int64_t row, int64_t next_
   Tile<T> validity;
   load_transposed(static_cast<const Scalar*>(p.validity_logit) + row, 1, lanes, &validity);
 
-  Tile<T> other;  // what all targets add: the extra weight, D_f, and NaN where clf returned NaN or infinity
-  if (p.extra != nullptr) {
-    load_transposed(static_cast<const T*>(p.extra) + row, 1, lanes, &other);
+  Tile<T> other;  // what all targets add: log_correction, D_f, and NaN where clf returned NaN or infinity
+  if (p.log_correction != nullptr) {
+    load_transposed(static_cast<const T*>(p.log_correction) + row, 1, lanes, &other);
   } else {
     SPML_FOR_LANES(l) {
       other.lane[l] = T(0);

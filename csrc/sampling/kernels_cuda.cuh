@@ -57,7 +57,7 @@ template <class Scalar, class T, class Row>
 __device__ Shared<T> shared_terms(const LogWeightParams& p, int64_t index, Row row) {
   Shared<T> shared;
   shared.validity = widen(static_cast<const Scalar*>(p.validity_logit)[index]);
-  shared.other = p.extra != nullptr ? static_cast<const T*>(p.extra)[index] : T(0);
+  shared.other = p.log_correction != nullptr ? static_cast<const T*>(p.log_correction)[index] : T(0);
   shared.top = scan_logits<T>(row, p.n_classes, shared.other);
   shared.other += poison(shared.validity);
   if (p.fake_logits != nullptr) {

@@ -10,7 +10,7 @@ struct LogWeightParams {
   const void* class_logits;        // [S, C, N]
   const void* validity_logit;      // [S, C]
   const void* fake_logits;         // [S, C, F] or null
-  const void* extra;               // [S, C] or null; added to every target's log weight
+  const void* log_correction;      // [S, C] or null; added to every target's log weight
   const int64_t* masks;            // [T, 2, W] bits of I, then bits of J
   const void* log_gamma;           // [T, N]
   const void* inv_temperature;     // [T, 2] 1/T, then 1/T_v

@@ -31,14 +31,14 @@ const void* data_or_null(const std::optional<Tensor>& t) {
 // outlive the launch.
 struct LogWeightInputs {
   Tensor class_logits, validity_logit;
-  std::optional<Tensor> fake_logits, extra;
+  std::optional<Tensor> fake_logits, log_correction;
   Tensor masks, log_gamma, inv_temperature;
   Dtype dtype;
   LogWeightParams params;
 };
 
 LogWeightInputs check_inputs(const char* op, const Tensor& class_logits, const Tensor& validity_logit,
-                             const std::optional<Tensor>& fake_logits, const std::optional<Tensor>& extra,
+                             const std::optional<Tensor>& fake_logits, const std::optional<Tensor>& log_correction,
                              const Tensor& masks, const Tensor& log_gamma, const Tensor& inv_temperature,
                              int64_t proposal_class, int64_t batch_dims) {
   TORCH_CHECK_VALUE(class_logits.dim() == batch_dims + 1 && class_logits.size(-1) >= 1, op,
@@ -68,23 +68,23 @@ LogWeightInputs check_inputs(const char* op, const Tensor& class_logits, const T
     TORCH_CHECK_INDEX(0 <= proposal_class && proposal_class < n_fake, op, ": proposal_class ", proposal_class,
                       " is outside the ", n_fake, " classes of fake_logits");
   }
-  if (extra.has_value()) {
-    check_tensor(*extra, class_logits, compute, batch, op, "extra");
+  if (log_correction.has_value()) {
+    check_tensor(*log_correction, class_logits, compute, batch, op, "log_correction");
   }
 
-  LogWeightInputs in{class_logits.contiguous(), validity_logit.contiguous(), fake_logits, extra, masks.contiguous(),
-                     log_gamma.contiguous(), inv_temperature.contiguous(), dtype, {}};
+  LogWeightInputs in{class_logits.contiguous(), validity_logit.contiguous(), fake_logits, log_correction,
+                     masks.contiguous(), log_gamma.contiguous(), inv_temperature.contiguous(), dtype, {}};
   if (fake_logits.has_value()) {
     in.fake_logits = fake_logits->contiguous();
   }
-  if (extra.has_value()) {
-    in.extra = extra->contiguous();
+  if (log_correction.has_value()) {
+    in.log_correction = log_correction->contiguous();
   }
   LogWeightParams& p = in.params;
   p.class_logits = in.class_logits.const_data_ptr();
   p.validity_logit = in.validity_logit.const_data_ptr();
   p.fake_logits = data_or_null(in.fake_logits);
-  p.extra = data_or_null(in.extra);
+  p.log_correction = data_or_null(in.log_correction);
   p.masks = in.masks.const_data_ptr<int64_t>();
   for (int64_t row = 0; masks.is_cpu() && row < 2 * n_targets; ++row) {  // on a GPU, looking would mean waiting
     const uint64_t last_word = static_cast<uint64_t>(p.masks[row * words + words - 1]);
@@ -123,10 +123,10 @@ ScanParams check_scan(const char* op, const Tensor& like, const LogWeightParams&
 }
 
 Tensor s2m_log_weight(const Tensor& class_logits, const Tensor& validity_logit,
-                      const std::optional<Tensor>& fake_logits, const std::optional<Tensor>& extra,
+                      const std::optional<Tensor>& fake_logits, const std::optional<Tensor>& log_correction,
                       const Tensor& masks, const Tensor& log_gamma, const Tensor& inv_temperature,
                       int64_t proposal_class) {
-  LogWeightInputs in = check_inputs("s2m_log_weight", class_logits, validity_logit, fake_logits, extra, masks,
+  LogWeightInputs in = check_inputs("s2m_log_weight", class_logits, validity_logit, fake_logits, log_correction, masks,
                                     log_gamma, inv_temperature, proposal_class, /*batch_dims=*/1);
   Tensor out = at::empty({in.params.n_targets, in.params.chains},
                          class_logits.options().dtype(compute_type(in.dtype)));
@@ -138,11 +138,11 @@ Tensor s2m_log_weight(const Tensor& class_logits, const Tensor& validity_logit,
 }
 
 void s2m_imh_scan(const Tensor& class_logits, const Tensor& validity_logit, const std::optional<Tensor>& fake_logits,
-                  const std::optional<Tensor>& extra, const Tensor& masks, const Tensor& log_gamma,
+                  const std::optional<Tensor>& log_correction, const Tensor& masks, const Tensor& log_gamma,
                   const Tensor& inv_temperature, int64_t proposal_class, int64_t seed, int64_t first_chain,
                   int64_t first_step, const Tensor& weights, const Tensor& counts, const Tensor& invalid) {
   const char* op = "s2m_imh_scan";
-  LogWeightInputs in = check_inputs(op, class_logits, validity_logit, fake_logits, extra, masks, log_gamma,
+  LogWeightInputs in = check_inputs(op, class_logits, validity_logit, fake_logits, log_correction, masks, log_gamma,
                                     inv_temperature, proposal_class, /*batch_dims=*/2);
   const ScanParams scan = check_scan(op, class_logits, in.params, compute_type(in.dtype), seed, first_chain,
                                      first_step, weights, counts, invalid);

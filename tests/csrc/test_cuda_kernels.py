@@ -25,7 +25,8 @@ class LogWeightParams(ctypes.Structure):
     """csrc/sampling/params.h"""
 
     _fields_ = (
-        [(name, ctypes.c_void_p) for name in ("class_logits", "validity_logit", "fake_logits", "extra", "masks")]
+        [(name, ctypes.c_void_p) for name in ("class_logits", "validity_logit", "fake_logits")]
+        + [(name, ctypes.c_void_p) for name in ("log_correction", "masks")]
         + [(name, ctypes.c_void_p) for name in ("log_gamma", "inv_temperature", "log_weights")]
         + [(name, ctypes.c_int64) for name in ("steps", "chains")]
         + [(name, ctypes.c_int) for name in ("n_classes", "n_fake", "n_targets", "words", "proposal_class")]
@@ -63,10 +64,10 @@ def pointer(tensor):
     return None if tensor is None else tensor.data_ptr()
 
 
-def log_weight_params(class_logits, validity, targets, fake=None, extra=None, log_weights=None):
+def log_weight_params(class_logits, validity, targets, fake=None, correction=None, log_weights=None):
     steps, chains, n_classes = class_logits.shape
     return LogWeightParams(
-        *map(pointer, (class_logits, validity, fake, extra, *targets, log_weights)),
+        *map(pointer, (class_logits, validity, fake, correction, *targets, log_weights)),
         steps,
         chains,
         n_classes,
@@ -98,15 +99,15 @@ def test_fused_scan(n_steps, n_chains, n_classes, n_targets, staged, dtype, emul
     class_logits = (torch.randn(n_steps, n_chains, n_classes) * 2).to(dtype)
     validity = torch.randn(n_steps, n_chains).to(dtype)
     fake = torch.randn(n_steps, n_chains, 4).to(dtype)
-    extra = torch.randn(n_steps, n_chains, dtype=compute)
+    correction = torch.randn(n_steps, n_chains, dtype=compute)
     joint_classes = [
         JointClass((t % n_classes,), tuple({(t + 1) % n_classes} - {t % n_classes})) for t in range(n_targets)
     ]
     temperature = lambda I, J: 0.5 + 0.1 * (I[0] // 2)  # noqa: E731
     targets = pack_targets(joint_classes, n_classes, temperature=temperature, dtype=compute)
-    for more in ({}, {"fake": fake, "extra": extra}):
+    for more in ({}, {"fake": fake, "correction": correction}):
         cpu = ChainState.start(n_targets, n_chains, compute)
-        named = {"fake": "fake_class_logits", "extra": "extra_log_weight"}
+        named = {"fake": "fake_class_logits", "correction": "log_correction"}
         options = {named[key]: value for key, value in more.items()}
         numbers = {"seed": 3, "first_chain": 7, "first_step": 5}
         cpu.scan_logits(class_logits, validity, targets, proposal_class=1, **numbers, **options)

@@ -418,7 +418,7 @@ def test_autograd_is_refused_not_silently_zero():
         ({1: torch.zeros(5)}, ValueError, r"validity_logit must have shape \[4\], got \[5\]"),
         ({1: torch.zeros(4).double()}, TypeError, "validity_logit must be Float, got Double"),
         ({2: torch.zeros(4, 3), 7: 3}, IndexError, "proposal_class 3 is outside the 3 classes"),
-        ({3: torch.zeros(4, 1)}, ValueError, "extra must have shape"),
+        ({3: torch.zeros(4, 1)}, ValueError, "log_correction must have shape"),
         ({4: torch.zeros(1, 2, 2, dtype=torch.int64)}, ValueError, "masks must have shape"),
         ({4: torch.full((1, 2, 1), 8)}, IndexError, "masks name a class beyond the 3 of class_logits"),
         ({5: torch.zeros(1, 4)}, ValueError, "log_gamma must have shape"),
