@@ -26,7 +26,7 @@ FIRST_BATCH = 64
 BATCH_ELEMENTS = {"cpu": 2**16, "cuda": 2**24}
 """Elements of x in one batch, if the plan does not say: about what keeps the device busy from its cache."""
 
-BATCH_ROWS = {"cpu": 2048, "cuda": BLOCK_ROWS}
+BATCH_ROWS = {"cpu": 8192, "cuda": BLOCK_ROWS}
 """Proposals in one batch at most, if the plan does not say: Ctrl-C and checkpoints wait for the end of a batch."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from spml_fast import _ops
+from spml_fast import MinMax, _ops
 from spml_fast.sampling import ChainState, JointClass, pack_targets
 
 HERE = Path(__file__).resolve().parent
@@ -104,7 +104,7 @@ def test_fused_scan(n_steps, n_chains, n_classes, n_targets, staged, dtype, emul
         JointClass((t % n_classes,), tuple({(t + 1) % n_classes} - {t % n_classes})) for t in range(n_targets)
     ]
     temperature = lambda I, J: 0.5 + 0.1 * (I[0] // 2)  # noqa: E731
-    targets = pack_targets(joint_classes, n_classes, temperature=temperature, dtype=compute)
+    targets = pack_targets(joint_classes, n_classes, MinMax(temperature=temperature), dtype=compute)
     for more in ({}, {"fake": fake, "correction": correction}):
         cpu = ChainState.start(n_targets, n_chains, compute)
         named = {"fake": "fake_class_logits", "correction": "log_correction"}

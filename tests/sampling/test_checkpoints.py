@@ -117,7 +117,7 @@ PHASES = {  # of the file, when killed there: in which calls of G
     "in Langevin steps": ("mala", 21, {"pool 0"}),
     "in Langevin steps near the end": ("mala", 51, {"pool 0"}),
     "in an adaptation": ("adapt", 5, set()),
-    "in the third pool": ("several pools", 30, {"pool 0", "pool 1", "pool 2"}),
+    "in the third pool": ("several pools", 25, {"pool 0", "pool 1", "pool 2"}),
 }
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from spml_fast import _ops, reference
+from spml_fast import MinMax, _ops, reference
 from spml_fast.sampling import ChainState, JointClass, pack_targets, s2m_log_weight
 from spml_fast.sampling.chains import NO_INVALID
 
@@ -49,7 +49,7 @@ def test_log_weight(n_classes, dtype, device):
     wide = class_logits.cpu().double(), validity.cpu().double()
     terms = dict(temperature=1.3, validity_temperature=0.7)
     for I, J in TARGETS[n_classes]:
-        actual = s2m_log_weight(class_logits, validity, I, J, **terms)
+        actual = s2m_log_weight(class_logits, validity, I, J, weight=MinMax(**terms))
         assert actual.dtype == compute
         expected = reference.s2m_log_weight(*wide, I, J, **terms)
         assert torch.equal(torch.isneginf(actual).cpu(), torch.isneginf(expected))
@@ -60,7 +60,7 @@ def test_log_weight(n_classes, dtype, device):
 def test_log_weight_with_every_term(dtype, device):
     class_logits, validity = make_logits(200, 5, dtype, device)
     fake = torch.randn(200, 7, dtype=dtype, device=device)
-    extra = torch.randn(200, dtype=dtype, device=device)
+    correction = torch.randn(200, dtype=dtype, device=device)
     gamma = torch.rand(5) + 0.3
     terms = dict(temperature=0.2, validity_temperature=1.5)
     actual = s2m_log_weight(
@@ -68,18 +68,19 @@ def test_log_weight_with_every_term(dtype, device):
         validity,
         (1, 4),
         (0,),
-        gamma=gamma,
-        gamma_J=2.0,
+        weight=MinMax(gamma=gamma, gamma_J=2.0, **terms),
         fake_class_logits=fake,
         proposal_class=6,
-        extra_log_weight=extra,
-        **terms,
+        log_correction=correction,
     )
     log_gamma = gamma.double().log()
     log_gamma[0] = math.log(2.0)
     wide = class_logits.double().cpu(), validity.double().cpu()
     terms |= dict(
-        log_gamma=log_gamma, fake_logits=fake.double().cpu(), proposal_class=6, log_correction=extra.double().cpu()
+        log_gamma=log_gamma,
+        fake_logits=fake.double().cpu(),
+        proposal_class=6,
+        log_correction=correction.double().cpu(),
     )
     expected = reference.s2m_log_weight(*wide, (1, 4), (0,), **terms)
     assert_log_weights(actual, expected, reference.s2m_log_weight(*wide, (1, 4), **terms), dtype)
@@ -121,17 +122,17 @@ def test_log_weight_property(data):
 def test_per_target_ratios_and_temperatures(device):
     """A list of targets with their own gamma and temperatures equals each target alone."""
     class_logits, validity = make_logits(130, 3, torch.float32, device)
-    joint_classes = [JointClass.of(*t) for t in TARGETS[3]]
-    options = dict(
+    joint_classes = [JointClass(*t) for t in TARGETS[3]]
+    weight = MinMax(
         gamma=lambda I, J: 0.5 if J else [0.9, 1.1, 1.2],
         gamma_J=lambda I, J: 1.0 + len(I),
         temperature=lambda I, J: {1: 1.2, 2: 1.0, 3: 0.2}[len(I)],
         validity_temperature=lambda I, J: 1.0 + 0.1 * len(J),
     )
-    packed = pack_targets(joint_classes, 3, **options, device=device)
+    packed = pack_targets(joint_classes, 3, weight, device=device)
     together = _ops.s2m_log_weight(class_logits, validity, None, None, *packed, 0)
     for t, target in enumerate(joint_classes):
-        alone = s2m_log_weight(class_logits, validity, target.I, target.J, **options)
+        alone = s2m_log_weight(class_logits, validity, target.I, target.J, weight=weight)
         assert torch.equal(together[t], alone)
 
 
@@ -224,10 +225,10 @@ def test_scan_matches_reference(dtype, device):
     chains, steps = torch.meshgrid(torch.arange(70, 70 + n_chains), torch.arange(n_steps), indexing="xy")
     uniforms = reference.philox_uniform(chains.flatten().tolist(), steps.flatten().tolist(), 3)
     for t in range(2):
-        winner, log_weight, accepted = reference.imh_scan(
+        accepted_step, log_weight, accepted = reference.imh_scan(
             log_weights[t].double(), uniforms.reshape(n_steps, n_chains).log()
         )
-        assert torch.equal(state.winner[t].cpu().long(), winner)
+        assert torch.equal(state.accepted_step[t].cpu().long(), accepted_step)
         assert torch.equal(state.log_weight[t].cpu().double(), log_weight)
         assert torch.equal(state.accepted[t].cpu().long(), accepted)
         w = log_weights[t].double().exp()
@@ -235,7 +236,7 @@ def test_scan_matches_reference(dtype, device):
         torch.testing.assert_close(state.weights[2, t].cpu().double() * scale, w.sum(0), rtol=1e-5, atol=0)
         torch.testing.assert_close(state.weights[3, t].cpu().double() * scale**2, (w**2).sum(0), rtol=1e-5, atol=0)
         assert torch.equal(state.supported[t].cpu(), (w > 0).sum(0).int())
-    assert state.winner[1, 5] == -1
+    assert state.accepted_step[1, 5] == -1
     assert int(state.invalid) == NO_INVALID
 
 
@@ -245,11 +246,11 @@ def test_fused_scan_equals_log_weight_then_scan(n_classes, dtype, device):
     n_steps, n_chains = 9, 77
     class_logits, validity = make_logits(n_steps * n_chains, n_classes, dtype, device)
     compute = _ops.compute_dtype(dtype)
-    joint_classes = [JointClass.of(*t) for t in TARGETS[n_classes]] * 5  # more than one block of targets
-    targets = pack_targets(joint_classes, n_classes, temperature=0.8, dtype=compute, device=device)
+    joint_classes = [JointClass(*t) for t in TARGETS[n_classes]] * 5  # more than one block of targets
+    targets = pack_targets(joint_classes, n_classes, MinMax(temperature=0.8), dtype=compute, device=device)
     fake = torch.randn(n_steps * n_chains, n_classes, device=device).to(dtype)
-    extra = torch.randn(n_steps * n_chains, dtype=compute, device=device)
-    log_weights = _ops.s2m_log_weight(class_logits, validity, fake, extra, *targets, 1)
+    correction = torch.randn(n_steps * n_chains, dtype=compute, device=device)
+    log_weights = _ops.s2m_log_weight(class_logits, validity, fake, correction, *targets, 1)
     two_ops = ChainState.start(len(joint_classes), n_chains, compute, device)
     two_ops.scan(log_weights.reshape(-1, n_steps, n_chains), seed=4, first_chain=3, first_step=2)
     fused = ChainState.start(len(joint_classes), n_chains, compute, device)
@@ -262,7 +263,7 @@ def test_fused_scan_equals_log_weight_then_scan(n_classes, dtype, device):
         first_step=2,
         fake_class_logits=fake.reshape(n_steps, n_chains, -1),
         proposal_class=1,
-        extra_log_weight=extra.reshape(n_steps, n_chains),
+        log_correction=correction.reshape(n_steps, n_chains),
     )
     assert torch.equal(fused.weights, two_ops.weights)
     assert torch.equal(fused.counts, two_ops.counts)
@@ -298,7 +299,9 @@ def fingerprints():
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         compute = _ops.compute_dtype(dtype)
         logits, validity = (torch.randn(3, 150, 11) * 3).to(dtype), torch.randn(3, 150).to(dtype)
-        targets = pack_targets([JointClass((0, 3), (1,)), JointClass((2,))], 11, temperature=0.7, dtype=compute)
+        targets = pack_targets(
+            [JointClass((0, 3), (1,)), JointClass((2,))], 11, MinMax(temperature=0.7), dtype=compute
+        )
         state = ChainState.start(2, 150, compute).scan_logits(logits, validity, targets, seed=1)
         bits += [state.weights, state.counts]
     chains = torch.arange(99)
@@ -323,8 +326,8 @@ def test_cpu_and_gpu_give_the_same_bits(dtype):
         class_logits, validity = class_logits.reshape(50, 300, -1), validity.reshape(50, 300)
         states = {}
         for where in ("cpu", "cuda"):
-            joint_classes = [JointClass.of(*t) for t in TARGETS[n_classes]]
-            targets = pack_targets(joint_classes, n_classes, temperature=0.7, dtype=compute, device=where)
+            joint_classes = [JointClass(*t) for t in TARGETS[n_classes]]
+            targets = pack_targets(joint_classes, n_classes, MinMax(temperature=0.7), dtype=compute, device=where)
             state = ChainState.start(len(joint_classes), 300, compute, where)
             states[where] = state.scan_logits(class_logits.to(where), validity.to(where), targets, seed=2)
         assert torch.equal(states["cpu"].counts, states["cuda"].counts.cpu())
@@ -358,7 +361,7 @@ def test_scan_inside_a_cuda_graph():
 def op_arguments(device):
     class_logits, validity = make_logits(12, 3, torch.float32, device)
     targets = pack_targets([JointClass((0,), (1,)), JointClass((2,))], 3, device=device)
-    extra = torch.randn(12, device=device)
+    correction = torch.randn(12, device=device)
     rows = torch.arange(6, device=device)
 
     def state():
@@ -368,10 +371,10 @@ def op_arguments(device):
     block = class_logits.reshape(3, 4, 3), validity.reshape(3, 4)
     return [
         (_ops.s2m_log_weight, (class_logits, validity, None, None, *targets, 0), {}),
-        (_ops.s2m_log_weight, (class_logits, validity, class_logits, extra, *targets, 2), {}),
+        (_ops.s2m_log_weight, (class_logits, validity, class_logits, correction, *targets, 2), {}),
         (_ops.imh_scan, (torch.randn(2, 3, 4, device=device), 1, 0, 0, *state()), {}),
         (_ops.s2m_imh_scan, (*block, None, None, *targets, 0, 1, 0, 0, *state()), {}),
-        (_ops.s2m_imh_scan, (*block, block[0], extra.reshape(3, 4), *targets, 1, 1, 0, 0, *state()), {}),
+        (_ops.s2m_imh_scan, (*block, block[0], correction.reshape(3, 4), *targets, 1, 1, 0, 0, *state()), {}),
         (_ops.philox_uniform, (rows, rows, 3), {"dtype": torch.float64}),
         (_ops.philox_normal, (rows, rows, 3, 5), {}),
     ]

@@ -18,18 +18,19 @@ from toys import (
     SmallConvClassifier,
     SmallConvGenerator,
     assert_same,
+    rowwise,
 )
 
 import spml_fast
-from spml_fast import S2MSampler, reference
+from spml_fast import MinMax, Plan, Run, S2MSampler, reference
 from spml_fast.sampling import s2m_log_weight
 
 ALL_TARGETS = [((0,), (1, 2)), ((1,), (0, 2)), ((2,), (0, 1)), ((0, 1), (2,)), ((0, 2), (1,)), ((1, 2), (0,))]
 ALL_TARGETS.append(((0, 1, 2), ()))
 
 
-def rowwise(device="cpu", **options):
-    return S2MSampler(RowwiseGenerator(), RowwiseClassifier(), device=device, **options)
+def on(device, **plan):
+    return rowwise(plan=Plan(device=device, **plan))
 
 
 # --- what the user types --------------------------------------------------------------------------
@@ -44,12 +45,12 @@ def test_s2m_sample(device):
 
 def test_result_fields(device):
     G, clf = SmallConvGenerator().to(device), SmallConvClassifier().to(device)
-    result = S2MSampler(G, clf, temperature=0.7).sample(0, (1, 2), n_samples=50, n_steps=40, seed=1)
+    result = S2MSampler(G, clf, weight=MinMax(temperature=0.7)).sample(0, (1, 2), n_samples=50, n_steps=40, seed=1)
     G.eval(), clf.eval()
     with torch.no_grad():
         torch.testing.assert_close(G(result.latents), result.samples)
         class_logits, validity = clf(result.samples)
-    log_w = s2m_log_weight(class_logits, validity[:, 0], 0, (1, 2), temperature=0.7)
+    log_w = s2m_log_weight(class_logits, validity[:, 0], 0, (1, 2), weight=MinMax(temperature=0.7))
     torch.testing.assert_close(log_w, result.log_weights, rtol=1e-4, atol=1e-4)
     assert result.joint_class == spml_fast.JointClass((0,), (1, 2))
     d = result.diagnostics
@@ -167,24 +168,26 @@ def test_same_samples_whatever_the_batches(device, threads):
     results = []
     for n_threads, batch_size, block_steps in itertools.product((1, 2), (64, 1000, 10**6), (1, 7, 200)):
         threads(n_threads)
-        sampler = rowwise(device, batch_size=batch_size, block_steps=block_steps)
+        sampler = on(device, batch_size=batch_size, block_steps=block_steps)
         results.append(sampler.sample((0, 1), 2, 150, 200, seed=3))
     for result in results[1:]:
         assert_same(result, results[0])
         assert result.diagnostics.ess_per_proposal == results[0].diagnostics.ess_per_proposal
-    assert_same(rowwise(device).sample((0, 1), 2, 150, 200, seed=3), results[0])
+    assert_same(on(device).sample((0, 1), 2, 150, 200, seed=3), results[0])
 
 
 def test_chain_5_of_10_is_chain_5_of_10000(device):
-    few = rowwise(device).sample(0, 1, 10, 50, seed=4)
-    many = rowwise(device).sample(0, 1, 10_000, 50, seed=4)
-    shifted = rowwise(device).sample(0, 1, 5, 50, seed=4, first_chain=5)
+    few = on(device).sample(0, 1, 10, 50, seed=4)
+    many = on(device).sample(0, 1, 10_000, 50, seed=4)
+    shifted = on(device).sample(0, 1, 5, 50, seed=4, run=Run(first_chain=5))
     assert torch.equal(few.samples, many.samples[:10])
     assert torch.equal(shifted.samples, few.samples[5:])
 
 
 def test_one_pool_equals_separate_runs(device):
-    sampler = rowwise(device, temperature=lambda I, J: 1.0 / len(I), gamma=0.5, gamma_J=1.0)
+    sampler = rowwise(
+        plan=Plan(device=device), weight=MinMax(gamma=0.5, gamma_J=1.0, temperature=lambda I, J: 1.0 / len(I))
+    )
     together = sampler.sample_targets(ALL_TARGETS, 40, 60, seed=8)
     for target, result in zip(ALL_TARGETS, together, strict=True):
         assert_same(sampler.sample(*target, 40, 60, seed=8), result)
@@ -209,15 +212,15 @@ def test_seeds_differ_and_the_default_follows_torch():
 
 
 def test_explicit_latents(device):
-    drawn = rowwise(device).sample(0, 1, 30, 25, seed=1)
+    drawn = on(device).sample(0, 1, 30, 25, seed=1)
     z = torch.randn(25, 30, 4, device=device)
-    given = rowwise(device).sample(0, 1, latents=z, seed=1)
+    given = on(device).sample(0, 1, proposal=z, seed=1)
     assert given.diagnostics.n_chains == 30
     assert given.diagnostics.n_steps == 25
     chains = given.chains
     assert all((z[:, c] == latent).all(1).any() for c, latent in zip(chains, given.latents, strict=True))
     assert not torch.equal(given.samples, drawn.samples)
-    assert_same(rowwise(device).sample(0, 1, latents=z.cpu().numpy(), seed=1), given)
+    assert_same(on(device).sample(0, 1, proposal=z.cpu().numpy(), seed=1), given)
 
 
 @pytest.mark.parametrize("block_steps", [1, 4, 50])
@@ -225,9 +228,9 @@ def test_proposal_callable(block_steps, device):
     def draw(n, generator):
         return torch.randn(n, 4, generator=generator, device=generator.device) * 1.1
 
-    result = rowwise(device, block_steps=block_steps).sample(0, 1, 30, 50, seed=1, proposal=draw)
+    result = on(device, block_steps=block_steps).sample(0, 1, 30, 50, seed=1, proposal=draw)
     assert torch.equal(RowwiseGenerator()(result.latents), result.samples)
-    assert_same(rowwise(device).sample(0, 1, 30, 50, seed=1, proposal=draw), result)
+    assert_same(on(device).sample(0, 1, 30, 50, seed=1, proposal=draw), result)
 
 
 @pytest.mark.parametrize("block_steps", [1, 4, 50])
@@ -240,7 +243,7 @@ def test_a_stochastic_generator_keeps_its_samples(block_steps):
             seen.append(x)
             return x
 
-    sampler = S2MSampler(Noisy(), RowwiseClassifier(), stochastic=True, block_steps=block_steps)
+    sampler = S2MSampler(Noisy(), RowwiseClassifier(), stochastic=True, plan=Plan(block_steps=block_steps))
     result = sampler.sample_targets([(0, 1), (1, 0)], 20, 50, seed=0)[1]
     offered = torch.cat(seen)
     assert len(offered) == 20 * 50  # nothing is generated again
@@ -278,9 +281,8 @@ def test_autocast_and_channels_last(device):
             seen["dtype"], seen["layout"] = out[0].dtype, x.is_contiguous(memory_format=torch.channels_last)
             return out
 
-    sampler = S2MSampler(
-        SmallConvGenerator(), Clf(), device=device, autocast_dtype=torch.bfloat16, channels_last=True
-    )
+    plan = Plan(device=device, precision=torch.bfloat16, memory_format=torch.channels_last)
+    sampler = S2MSampler(SmallConvGenerator(), Clf(), plan=plan)
     result = sampler.sample(0, 1, 20, 20, seed=0)
     assert seen == {"dtype": torch.bfloat16, "layout": True}
     assert result.log_weights.dtype == torch.float32
@@ -331,7 +333,7 @@ def test_ctrl_c_keeps_pools_that_are_finished(call, n_steps, steps_of_two, metho
             return super().forward(x)
 
     def draw(clf, n_steps):
-        sampler = S2MSampler(G, clf, block_steps=5, batch_size=10**6)
+        sampler = S2MSampler(G, clf, plan=Plan(batch_size=10**6, block_steps=5))
         return sampler.sample_targets(targets, 40, n_steps, seed=0, method=method)
 
     G = DiscreteGenerator(conditional=True)
@@ -358,7 +360,7 @@ def test_ctrl_c_keeps_what_there_is():
                 raise KeyboardInterrupt
             return super().forward(x)
 
-    sampler = S2MSampler(RowwiseGenerator(), Interrupted(), block_steps=5, batch_size=10**6)
+    sampler = rowwise(clf=Interrupted(), plan=Plan(batch_size=10**6, block_steps=5))
     result = sampler.sample(0, 1, 30, 100, seed=0)
     assert result.diagnostics.interrupted
     assert result.diagnostics.n_steps == 35
@@ -407,12 +409,12 @@ def test_nan_late_in_the_run_names_its_place():
         return a, torch.where((x == poisoned).all(1), torch.nan, v)
 
     poisoned = torch.full((3,), torch.inf)
-    good = S2MSampler(RowwiseGenerator(), clf, batch_size=10, block_steps=1)
+    good = rowwise(clf=clf, plan=Plan(batch_size=10, block_steps=1))
     latents = torch.randn(30, 10, 4)
-    good.sample(0, 1, latents=latents)
+    good.sample(0, 1, proposal=latents)
     poisoned = RowwiseGenerator()(latents[21, 6:7])
     with pytest.raises(ValueError, match="chain 6 at step 21"):
-        good.sample(0, 1, latents=latents)
+        good.sample(0, 1, proposal=latents)
 
 
 @pytest.mark.parametrize(
@@ -425,11 +427,15 @@ def test_nan_late_in_the_run_names_its_place():
         (dict(I=0, n_samples=0), ValueError, "n_samples must be between 1 and"),
         (dict(I=0, n_samples=2.5), TypeError, "n_samples must be an integer, got 2.5"),
         (dict(I=0, seed=2**64), ValueError, "seed must fit into 64 bits"),
-        (dict(I=0, first_chain=-1), ValueError, "first_chain must not be negative"),
         (dict(I=0, proposal_class=1), ValueError, "G takes no label"),
-        (dict(I=0, latents=np.zeros((5, 4))), ValueError, r"latents must have shape \(n_steps, n_samples, 4\)"),
-        (dict(I=0, latents=np.zeros((5, 6, 4)), n_steps=7), ValueError, r"\(7, n_samples, 4\), got \(5, 6, 4\)"),
-        (dict(I=0, latents=np.zeros((5, 6, 4)), proposal=print), ValueError, "either proposal or latents"),
+        (dict(I=0, proposal=np.zeros((5, 4))), ValueError, r"latents must have shape \(n_steps, n_samples, 4\)"),
+        (dict(I=0, proposal=np.zeros((5, 6, 4)), n_steps=7), ValueError, r"\(7, n_samples, 4\), got \(5, 6, 4\)"),
+        (dict(I=0, run="run.pt"), TypeError, r"run must be a spml_fast.Run, got 'run.pt'"),
+        (
+            dict(I=0, run=Run(first_chain=5), proposal=print),
+            ValueError,
+            "first_chain=5 with a function that draws",
+        ),
         (dict(I=0, proposal=lambda n, g: torch.zeros(n + 1, 4)), ValueError, "must return latents"),
         (
             dict(I=0, proposal=lambda n, g: (torch.zeros(n, 4), torch.zeros(n, 1))),
@@ -450,8 +456,9 @@ def test_bad_sampler_arguments():
         S2MSampler(RowwiseGenerator(), RowwiseClassifier(), z_dim=0)
     with pytest.raises(TypeError, match="clf must be callable, got NoneType"):
         S2MSampler(RowwiseGenerator(), None)
-    with pytest.raises(ValueError, match="batch_size must be between"):
-        S2MSampler(RowwiseGenerator(), RowwiseClassifier(), batch_size=0)
+    for name, value, kind in (("weight", 0.5, "MinMax"), ("plan", 64, "Plan")):
+        with pytest.raises(TypeError, match=f"{name} must be a spml_fast.{kind}, got {value}"):
+            rowwise(**{name: value})
     with pytest.raises(ValueError, match="targets is empty"):
         rowwise().sample_targets([])
     with pytest.raises(ValueError, match=r"each target must be a pair \(I, J\), got 3"):
@@ -466,14 +473,76 @@ def test_bad_sampler_arguments():
         any_label.sample(0, 1, 10, 5, proposal_class=3)
 
 
+@pytest.mark.parametrize(
+    ("make", "options", "error", "message"),
+    [
+        (Plan, dict(batch_size=0), ValueError, "batch_size must be between"),
+        (Plan, dict(block_steps=1.5), TypeError, "block_steps must be an integer, got 1.5"),
+        (Plan, dict(precision="bf16"), TypeError, "precision must be a torch.dtype"),
+        (Plan, dict(memory_format=True), TypeError, "memory_format must be a torch.memory_format, got True"),
+        (Run, dict(first_chain=-1), ValueError, "first_chain must be between 0 and"),
+        (Run, dict(every=-1), ValueError, "every must be a number of seconds, 0 or more, got -1"),
+        (Run, dict(checkpoint=3), TypeError, "checkpoint must be a path, got 3"),
+    ],
+)
+def test_bad_options(make, options, error, message):
+    with pytest.raises(error, match=message):
+        make(**options)
+
+
+NOW = {  # old keyword: what the error says to write
+    "gamma": r"weight=MinMax\(gamma=...\)",
+    "gamma_J": r"weight=MinMax\(gamma_J=...\)",
+    "temperature": r"weight=MinMax\(temperature=...\)",
+    "validity_temperature": r"weight=MinMax\(validity_temperature=...\)",
+    "batch_size": r"plan=Plan\(batch_size=...\)",
+    "block_steps": r"plan=Plan\(block_steps=...\)",
+    "device": r"plan=Plan\(device=...\)",
+    "autocast_dtype": r"plan=Plan\(precision=...\)",
+    "channels_last": r"plan=Plan\(memory_format=torch.channels_last\)",
+}
+NOW_OF_CALLS = {
+    "tol": r"method=IMH\(tol=...\), Rejection\(tol=...\) or Resample\(tol=...\)",
+    "max_steps": r"method=IMH\(max_steps=...\)",
+    "samples_per_chain": r"method=IMH\(samples_per_chain=...\) or MALA\(samples_per_chain=...\)",
+    "thin": r"method=IMH\(thin=...\)",
+    "adapt": r"proposal=Mixture\(...\)",
+    "latents": "proposal=latents",
+    "first_chain": r"run=Run\(first_chain=...\)",
+    "distributed": r"run=Run\(distributed=...\)",
+    "gather": r"run=Run\(gather=...\)",
+    "checkpoint": r"run=Run\(checkpoint=...\)",
+    "checkpoint_every": r"run=Run\(every=...\)",
+}
+
+
+@pytest.mark.parametrize("name", NOW)
+def test_old_keywords_of_the_sampler(name):
+    with pytest.raises(TypeError, match=f"^S2MSampler no longer has the argument '{name}'; write {NOW[name]}"):
+        rowwise(**{name: 1})
+    with pytest.raises(TypeError, match=f"^s2m_sample no longer has the argument '{name}'; write {NOW[name]}"):
+        spml_fast.s2m_sample(RowwiseGenerator(), RowwiseClassifier(), 0, **{name: 1})
+
+
+@pytest.mark.parametrize("name", NOW_OF_CALLS)
+def test_old_keywords_of_a_call(name):
+    match = f"no longer has the argument '{name}'; write .*{NOW_OF_CALLS[name]}"
+    with pytest.raises(TypeError, match=match):
+        rowwise().sample(0, **{name: 1})
+    with pytest.raises(TypeError, match=match):
+        rowwise().sample_targets([(0, 1)], **{name: 1})
+    with pytest.raises(TypeError, match=match):
+        spml_fast.s2m_sample(RowwiseGenerator(), RowwiseClassifier(), 0, **{name: 1})
+
+
 # --- memory ---------------------------------------------------------------------------------------
 
 MEMORY_SCRIPT = """
 import resource, sys, torch
 sys.path.insert(0, sys.argv[1])
 from toys import SmallConvClassifier, SmallConvGenerator
-from spml_fast import S2MSampler
-sampler = S2MSampler(SmallConvGenerator(), SmallConvClassifier(), batch_size=1024)
+from spml_fast import Plan, S2MSampler
+sampler = S2MSampler(SmallConvGenerator(), SmallConvClassifier(), plan=Plan(batch_size=1024))
 sampler.sample(0, (), 64, 2, seed=0)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 result = sampler.sample(0, (), 65536, int(sys.argv[2]), seed=0)
