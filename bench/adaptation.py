@@ -25,7 +25,7 @@ import torch
 from common import Options, device_name, option_parser, print_table, read_options, verdict, write_json
 from torch import Tensor, nn
 
-from spml_fast import S2MSampler
+from spml_fast import Mixture, Plan, S2MSampler
 
 PROBABILITY, DIM = 0.3, 8
 THRESHOLD = float(torch.distributions.Normal(0, 1).icdf(torch.tensor(1 - PROBABILITY, dtype=torch.float64)))
@@ -50,9 +50,9 @@ def knowing(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def measure(attributes: int, seed: int, options: Options) -> Row:
-    sampler = S2MSampler(Identity(), knowing, device=options.device)
+    sampler = S2MSampler(Identity(), knowing, plan=Plan(device=options.device))
     target = range(attributes)
-    path = sampler.adapt(target, n_chains=512, seed=seed)
+    path = sampler.adapt(target, how=Mixture(n_chains=512), seed=seed)
     d = sampler.sample(target, n_samples=SHARED_OVER, n_steps=100, proposal=path.mixture, seed=seed).diagnostics
     probability = PROBABILITY**attributes
     adapted = 1 / d.ess_per_proposal

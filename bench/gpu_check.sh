@@ -79,9 +79,9 @@ for classes, n_targets, dtype in CASES:
     state = ChainState.start(n_targets, chains, compute, "cuda")
     cpu = torch.Generator().manual_seed(0)
     logits, fake = (torch.randn(steps, chains, classes, generator=cpu).to("cuda", dtype) for _ in range(2))
-    validity, extra = (torch.randn(steps, chains, generator=cpu).to("cuda") for _ in range(2))
-    validity, extra = validity.to(dtype), extra.to(compute)
-    for options in ({}, {"fake_class_logits": fake, "proposal_class": 1, "extra_log_weight": extra}):
+    validity, correction = (torch.randn(steps, chains, generator=cpu).to("cuda") for _ in range(2))
+    validity, correction = validity.to(dtype), correction.to(compute)
+    for options in ({}, {"fake_class_logits": fake, "proposal_class": 1, "log_correction": correction}):
         state.scan_logits(logits, validity, targets, seed=1, **options)
     weights = _ops.s2m_log_weight(logits.flatten(0, 1), validity.flatten(), None, None, *targets, 0)
     state.scan(weights.reshape(n_targets, steps, chains), seed=1, first_step=steps)

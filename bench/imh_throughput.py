@@ -39,7 +39,7 @@ from common import (
 )
 from torch import Tensor, nn
 
-from spml_fast import JointClass, S2MSampler
+from spml_fast import JointClass, Plan, S2MSampler
 from spml_fast.sampling import ChainState, pack_targets
 
 Row = dict[str, str | int | float | None]
@@ -281,7 +281,7 @@ def end_to_end_rows(options: Options) -> Iterator[Row]:
     batch = batch_size(options)
     target = JOINT_CLASSES[N_ATTRIBUTES]
     G, clf = random_models(options.device)
-    sampler = S2MSampler(G, clf, batch_size=batch)
+    sampler = S2MSampler(G, clf, plan=Plan(batch_size=batch))
     # The sampler's blocks may end in a shorter batch; here every batch is full, in both.
     latents = list(torch.randn(chains * steps, Z_DIM, device=options.device).split(batch))
     sample = partial(sampler.sample, target.I, target.J, chains, steps, seed=0)
@@ -307,7 +307,7 @@ def separate_runs(sampler: S2MSampler, chains: int, steps: int) -> None:
 def targets_rows(options: Options) -> Iterator[Row]:
     chains, steps = run_shape(options)
     chains //= 4 if options.device.type == "cpu" else 1  # a round is eight runs
-    sampler = S2MSampler(*random_models(options.device), batch_size=batch_size(options))
+    sampler = S2MSampler(*random_models(options.device), plan=Plan(batch_size=batch_size(options)))
     calls = {
         "pool": partial(sampler.sample_targets, SEVEN_TARGETS, chains, steps, seed=0),
         "separate_runs": partial(separate_runs, sampler, chains, steps),

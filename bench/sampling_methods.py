@@ -45,7 +45,7 @@ from common import (
 )
 from torch import Tensor
 
-from spml_fast import S2MSampler
+from spml_fast import IMH, Mixture, Plan, S2MSampler
 from spml_fast.sampling import SamplingWarning
 
 CELLS, ASKED = 20, 1000
@@ -56,10 +56,10 @@ PLAIN = "imh, 200 steps"
 DIGITS = {
     PLAIN: dict(n_steps=200),
     "imh, auto": dict(n_steps="auto"),
-    "imh, auto, 4 per chain": dict(n_steps="auto", samples_per_chain=4),
+    "imh, auto, 4 per chain": dict(n_steps="auto", method=IMH(samples_per_chain=4)),
     "rejection, auto": dict(method="rejection"),
     "resample, auto": dict(method="resample"),
-    "resample, auto, adapted": dict(method="resample", adapt=True),
+    "resample, auto, adapted": dict(method="resample", proposal=Mixture()),
 }
 
 Row = dict[str, str | int | float]
@@ -96,7 +96,7 @@ TOYS = {"error": Toy((1.8, 0.0), (0.5, 0.8)), "rare": Toy((1.5,) * 8, (0.3,) * 8
 
 def measure_error(section: str, method: str, proposals: int, runs: int, options: Options) -> Row:
     toy = TOYS[section]
-    sampler = S2MSampler(toy, toy.clf, device=options.device)
+    sampler = S2MSampler(toy, toy.clf, plan=Plan(device=options.device))
     squares, pooled, returned = 0.0, torch.zeros(CELLS, dtype=torch.float64), 0
     diagnostics = []
     for seed in range(runs):

@@ -47,7 +47,7 @@ def main() -> None:
     ratio = sf.train_density_ratio(G, x, labels, heads=sf.Heads(trunk), fit=fit, progress=False)
     print(ratio.report, "\n")
 
-    sampler = sf.S2MSampler(G, ratio.clf, gamma=0.7, gamma_J=1.0)
+    sampler = sf.S2MSampler(G, ratio.clf, weight=sf.MinMax(gamma=0.7, gamma_J=1.0))
     targets = [((0,), (1, 2)), ((0, 1), (2,)), ((0, 1, 2), ())]
     for result in sampler.sample_targets(targets, n_samples=2000, n_steps=200, seed=0):
         I, J = result.joint_class.I, result.joint_class.J

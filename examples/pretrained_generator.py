@@ -58,6 +58,15 @@ class DCGAN(nn.Module):
         return self.main(z)
 
 
+METHODS = {
+    "imh": lambda max_steps: sf.IMH(max_steps=max_steps),
+    "rejection": lambda max_steps: sf.Rejection(max_steps=max_steps),
+    "resample": lambda max_steps: sf.Resample(max_steps=max_steps),
+    "mala": lambda _: sf.MALA(),
+}
+"""Sampling methods by name, given the limit on an automatic number of steps."""
+
+
 def load_dcgan(path: Path) -> DCGAN:
     """The generator whose weights ``path`` holds; ``ValueError``, saying what was found, if it holds another."""
     state = {name.removeprefix("module."): tensor for name, tensor in load_weights(path).items()}
@@ -209,18 +218,15 @@ def run(args: argparse.Namespace) -> None:
         G,
         clf.to(args.device),
         z_dim=z_dim,
-        gamma=args.gamma,
-        gamma_J=1.0,
-        validity_temperature=args.validity_temperature,
+        weight=sf.MinMax(gamma=args.gamma, gamma_J=1.0, validity_temperature=args.validity_temperature),
     )
     target = indices(args.i, names), indices(args.j, names)
     result = sampler.sample(
         *target,
         args.n,
         args.steps,
-        method=args.method,
-        max_steps=args.max_steps,
-        adapt=args.adapt and {"n_chains": 256, "max_steps": args.adapt_steps},
+        method=METHODS[args.method](args.max_steps),
+        proposal=sf.Mixture(n_chains=256, max_steps=args.adapt_steps) if args.adapt else None,
         seed=args.seed,
         progress=True,
     )
@@ -263,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--j", nargs="+", default=[], metavar="NAME", help="attributes that samples have not")
     parser.add_argument("-n", type=int, default=64, help="samples")
     parser.add_argument("--epochs", type=int, default=30, help="of the classifier, at most")
-    parser.add_argument("--method", default="imh", help="imh, rejection, resample or mala (default: %(default)s)")
+    parser.add_argument("--method", choices=METHODS, default="imh", help="default: %(default)s")
     steps = parser.add_argument("--steps", default="auto", help="proposals per chain, or auto")
     steps.type = lambda text: text if text == "auto" else int(text)
     parser.add_argument("--max-steps", type=int, default=500, help="of --steps auto")

@@ -10,7 +10,7 @@ multiple of three. Nine joint classes say something of all six and hold a digit;
 - what is drawn of each joint class, from the prior and from adapted proposals, by a judge that knows ten digits.
 
 A joint class of every tenth image is not rare: adaptation brings more effective samples, but a larger M, and
-``adapt=True`` leaves the prior as it is. It pays from rarer ones on.
+``proposal=Mixture()`` leaves the prior as it is. It pays from rarer ones on.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from spml_fast.sampling import (
     SamplingWarning,
     s2m_log_weight,
 )
-from spml_fast.sampling.adaptation import WELL_SERVED
+from spml_fast.sampling.adaptation import KEEP_PRIOR_ESS
 from spml_fast.training.trunks import small_cnn
 
 NAMES = ("even", "prime", "square", "at least five", "closed loop", "multiple of three")
@@ -46,7 +46,7 @@ SHORT = ("even", "prime", "square", ">=5", "loop", "3n")
 TABLE = torch.tensor([[digit in PROPERTIES[name] for name in NAMES] for digit in range(10)])
 """(10, 6) bool: which digit has which attribute. Every digit has at least one."""
 
-SETTINGS = {"gamma": 0.5, "gamma_J": 1.0}
+WEIGHT = sf.MinMax(gamma=0.5, gamma_J=1.0)
 
 
 def digits_of(target: JointClass) -> Tensor:
@@ -60,7 +60,7 @@ def joint_classes() -> list[JointClass]:
     for signs in itertools.product((1, -1, 0), repeat=len(NAMES)):
         I, J = ([k for k, sign in enumerate(signs) if sign == which] for which in (1, -1))
         if I:
-            targets.append(JointClass.of(I, J))
+            targets.append(JointClass(I, J))
     return targets
 
 
@@ -117,7 +117,7 @@ def train_ratio(G: nn.Module, images: Tensor, labels: Tensor, epochs: int, seed:
 def adaptation(sampler: sf.S2MSampler, target: JointClass, n: int, seed: int) -> AdaptationPath | None:
     """None where too few samples were found to fit a proposal to: the prior is kept."""
     try:
-        return sampler.adapt(target.I, target.J, n_chains=n, max_steps=100, seed=seed)
+        return sampler.adapt(target.I, target.J, sf.Mixture(n_chains=n, max_steps=100), seed=seed)
     except AdaptationError:
         return None
 
@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     ratio = train_ratio(G, images, labels, args.epochs, args.seed)
     print(f"\n{ratio.report}\n")
 
-    sampler = sf.S2MSampler(G, ratio.clf, **SETTINGS)
+    sampler = sf.S2MSampler(G, ratio.clf, weight=WEIGHT)
     targets = [(target.I, target.J) for target in whole]
     with torch.no_grad():
         class_logits, _, validity = ratio.clf(images)
@@ -171,16 +171,18 @@ def main(argv: list[str] | None = None) -> None:
             for target, path in zip(targets, paths, strict=True)
         ]
 
-    # adapt=True keeps the prior where it gives so many effective samples a proposal.
-    served = sum(result.diagnostics.ess_per_proposal >= WELL_SERVED for result in prior)
-    print(f"adapt=True would fit proposals to {len(whole) - served} of the {len(whole)}; here all are fitted.")
+    # proposal=Mixture() keeps the prior where it gives so many effective samples a proposal.
+    served = sum(result.diagnostics.ess_per_proposal >= KEEP_PRIOR_ESS for result in prior)
+    print(
+        f"proposal=Mixture() would fit proposals to {len(whole) - served} of the {len(whole)}; here all are fitted."
+    )
     print(f"\n{'':<31}{'proposals from the prior':^32}  {'adapted proposals':^42}".rstrip())
     columns = f"{'accuracy':>10}{'ESS':>8}{'M':>6}{'none':>8}"
     print(f"{'digit':<8}{'share of G':>10}{'D_r on real':>13}{columns}  {columns}{'proposals':>10}")
     means = []
     for target, path, *results in zip(whole, paths, prior, adapted, strict=True):
         mine = digits_of(target)
-        weights = s2m_log_weight(class_logits, validity, target.I, target.J, **SETTINGS)
+        weights = s2m_log_weight(class_logits, validity, target.I, target.J, weight=WEIGHT)
         real = (weights > -torch.inf)[mine[digits]].double().mean()
         cells = []
         means.append([accuracy(result, judge) for result in results])

@@ -120,10 +120,7 @@ def main(argv: list[str] | None = None) -> None:
             sampler = sf.S2MSampler(
                 G,
                 ratio.clf,
-                gamma=GAMMA_I,
-                gamma_J=GAMMA_J,
-                temperature=paper_temperature,
-                validity_temperature=temperature,
+                weight=sf.MinMax(GAMMA_I, GAMMA_J, paper_temperature, validity_temperature=temperature),
                 stochastic=G.noise > 0,
             )
             with warnings.catch_warnings():

@@ -7,8 +7,12 @@ import platform
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ._version import __version__
+
+if TYPE_CHECKING:
+    from .sampling import Kernel
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"spml-fast {options.command}: {error}", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        from .sampling import LostProcessError
+        from .sampling import FailedProcessError, LostProcessError
 
-        if not isinstance(error, LostProcessError):
+        if not isinstance(error, FailedProcessError | LostProcessError):
             raise
         print(f"spml-fast {options.command}: {error}", file=sys.stderr)
         return 1
@@ -94,13 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         help="steps of each chain, or proposals per sample; auto: until the bound on the distance to the target "
         "is --tol (default: 200, or auto for rejection and resample)",
     )
-    sample.add_argument("--tol", type=float, default=0.01, help="of --steps auto (default: %(default)s)")
+    sample.add_argument("--tol", type=float, help="bound on the distance for --steps auto (default: 0.01)")
     sample.add_argument(
         "--per-chain",
         type=int,
-        default=1,
         metavar="K",
-        help="samples that each chain gives (default: %(default)s)",
+        help="samples that each chain gives (default: 1)",
     )
     sample.add_argument(
         "--thin",
@@ -236,8 +239,28 @@ def _demo(options: argparse.Namespace) -> None:
     run_demo(options.out, seed=options.seed, device=options.device)
 
 
+def _method(options: argparse.Namespace) -> Kernel:
+    """The sampling method with the options that were given."""
+    from .sampling import IMH, MALA, Rejection, Resample
+
+    method, known = {
+        "imh": (IMH, ("tol", "samples_per_chain", "thin")),
+        "rejection": (Rejection, ("tol",)),
+        "resample": (Resample, ("tol",)),
+        "mala": (MALA, ("samples_per_chain", "thin")),
+    }[options.method]
+    flags = {"tol": "--tol", "samples_per_chain": "--per-chain", "thin": "--thin"}
+    given = {"tol": options.tol, "samples_per_chain": options.per_chain, "thin": options.thin}
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        if name not in known:
+            raise ValueError(f"--method {options.method} has no {flags[name]}")
+    return method(**given)
+
+
 def _sample(options: argparse.Namespace) -> None:
     from .demo import draw_again
+    from .sampling import Mixture
 
     draw_again(
         options.folder,
@@ -245,13 +268,10 @@ def _sample(options: argparse.Namespace) -> None:
         options.j,
         n_samples=options.n,
         n_steps=options.steps,
-        method=options.method,
-        tol=options.tol,
-        samples_per_chain=options.per_chain,
-        thin=options.thin,
-        checkpoint=options.checkpoint,
-        adapt=options.adapt,
         seed=options.seed,
+        method=_method(options),
+        proposal=Mixture() if options.adapt else None,
+        checkpoint=options.checkpoint,
         device=options.device,
         out=options.out,
     )

@@ -36,7 +36,7 @@ from .data.digits import (
     load_digits,
 )
 from .labels import single_positives
-from .sampling import JointClass, S2MResult, S2MSampler
+from .sampling import JointClass, Kernel, MinMax, Mixture, Run, S2MResult, S2MSampler
 from .training.density_ratio import DensityRatio, DensityRatioClassifier, train_density_ratio
 from .training.options import DensityRatioFit, Heads
 from .training.quiet import quiet_fit, quiet_trainer, tensor_loader
@@ -122,7 +122,7 @@ def run_demo(
 
 
 def demo_sampler(G: nn.Module, clf: nn.Module) -> S2MSampler:
-    return S2MSampler(G, clf, gamma=GAMMA_I, gamma_J=GAMMA_J, temperature=paper_temperature)
+    return S2MSampler(G, clf, weight=MinMax(GAMMA_I, GAMMA_J, temperature=paper_temperature))
 
 
 def draw_again(
@@ -132,24 +132,35 @@ def draw_again(
     n_samples: int = 64,
     n_steps: int | str | None = None,
     seed: int | None = None,
+    *,
+    method: str | Kernel = "imh",
+    proposal: Mixture | None = None,
+    checkpoint: str | Path | None = None,
     device: str = "cpu",
     out: str | Path | None = None,
-    **options: Any,
 ) -> S2MResult:
     """Draws one joint class of attribute names from what :func:`run_demo` saved.
 
-    Writes a picture and an .npz, and a picture of the way to adapted proposals. ``options`` are more of those of
-    :meth:`S2MSampler.sample`: method, adapt, checkpoint, ... Processes that torchrun started share the chains, and
-    the first one writes the samples of all.
+    Writes a picture and an .npz, and a picture of the way to adapted proposals. ``method`` and ``proposal`` are
+    those of :meth:`S2MSampler.sample`. Processes that torchrun started share the chains, and the first one writes
+    the samples of all.
     """
     from .plots import plot_adaptation, plot_samples
 
     if device == "cuda":
         device = f"cuda:{local_rank()}"  # each process that torchrun started has a GPU of its own
     G, clf, _ = (module.to(device) for module in load_demo(folder))
-    target = JointClass.of(attribute_indices(has), attribute_indices(has_not))
+    target = JointClass(attribute_indices(has), attribute_indices(has_not))
     result = demo_sampler(G, clf).sample(
-        target.I, target.J, n_samples, n_steps, seed=seed, gather=True, progress=True, **options
+        target.I,
+        target.J,
+        n_samples,
+        n_steps,
+        method=method,
+        proposal=proposal,
+        seed=seed,
+        run=Run(checkpoint, gather=True),
+        progress=True,
     )
     if not is_first_process():
         return result

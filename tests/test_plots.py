@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
-from spml_fast.sampling.diagnostics import Timing, diagnose
 
 from spml_fast import plots
 from spml_fast.metrics import probability_counts
-from spml_fast.sampling import AdaptationPath, AdaptationStage, ChainState, JointClass, LatentMixture, S2MResult
+from spml_fast.sampling import AdaptationPath, AdaptationStage, Diagnostics, JointClass, LatentMixture, S2MResult
 
 
 @pytest.fixture
@@ -43,21 +42,25 @@ def counts(n_epochs, bins=100, seed=0):
 def adapted(n_stages, channels=1, samples=20):
     """A result whose proposals took ``n_stages`` to adapt."""
     rng = torch.Generator().manual_seed(0)
-    diagnostics = diagnose(
-        ChainState.start(1, 4).scan(torch.randn(1, 8, 4, generator=rng), seed=0),
-        0,
-        8,
-        Timing(1.0),
+    diagnostics = Diagnostics(
+        n_chains=4,
+        n_steps=8,
+        acceptance_rate=0.4,
+        support_rate=0.9,
+        ess_per_proposal=0.3,
+        max_weight_ratio=5.0,
+        log_mean_weight=-1.0,
+        tv_bound=0.8**8,
         burn_in=8,
         thin=8,
     )
     images = torch.rand(samples, channels, 6, 5, generator=rng)
     mixture = LatentMixture(torch.ones(1), torch.zeros(1, 2), torch.ones(1, 2))
     stages = tuple(
-        AdaptationStage(JointClass.of(range(n + 1)), diagnostics, 32, mixture, images) for n in range(n_stages)
+        AdaptationStage(JointClass(range(n + 1)), diagnostics, 32, mixture, images) for n in range(n_stages)
     )
     parts = (images, torch.zeros(samples, 2), torch.zeros(samples), torch.arange(samples))
-    return S2MResult(JointClass.of(range(n_stages)), *parts, diagnostics, AdaptationPath(stages))
+    return S2MResult(JointClass(range(n_stages)), *parts, diagnostics, AdaptationPath(stages))
 
 
 @pytest.mark.parametrize(
