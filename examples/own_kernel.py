@@ -54,7 +54,7 @@ class CrankNicolson(Kernel):
     def accept(self, problem, state, move):
         accept = problem.log_uniform(move.at) <= move.log_weight - state.log_weight
         state.z[accept] = move.z[accept]
-        state.log_weight[accept] = move.log_weight[accept]
+        state.log_weight[accept] = move.log_weight[accept].to(state.log_weight)
         state.accepted += accept
 
     def draws(self, problem, state, at):

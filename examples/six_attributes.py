@@ -173,9 +173,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # proposal=Mixture() keeps the prior where it gives so many effective samples a proposal.
     served = sum(result.diagnostics.ess_per_proposal >= KEEP_PRIOR_ESS for result in prior)
-    print(
-        f"proposal=Mixture() would fit proposals to {len(whole) - served} of the {len(whole)}; here all are fitted."
-    )
+    print(f"proposal=Mixture() would fit proposals to {len(whole) - served} of {len(whole)}; here all are fitted.")
     print(f"\n{'':<31}{'proposals from the prior':^32}  {'adapted proposals':^42}".rstrip())
     columns = f"{'accuracy':>10}{'ESS':>8}{'M':>6}{'none':>8}"
     print(f"{'digit':<8}{'share of G':>10}{'D_r on real':>13}{columns}  {columns}{'proposals':>10}")

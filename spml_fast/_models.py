@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -109,19 +110,31 @@ def first_tensor(*models: object) -> Tensor | None:
     return None
 
 
+_in_use: dict[nn.Module, tuple[int, bool]] = {}
+"""Modules in eval mode: by how many threads or calls, and the mode that each had before."""
+
+_in_use_lock = threading.Lock()
+
+
 @contextmanager
 def eval_mode(*models: object) -> Iterator[None]:
-    """Puts modules into eval mode and gives every submodule its own mode back."""
-    training = {
-        module: module.training for model in models if isinstance(model, nn.Module) for module in model.modules()
-    }
-    try:
-        for module in training:
+    """Puts modules into eval mode; the last user of a module gives it its own mode back."""
+    modules = {module for model in models if isinstance(model, nn.Module) for module in model.modules()}
+    with _in_use_lock:
+        for module in modules:
+            users, mode = _in_use.get(module, (0, module.training))
+            _in_use[module] = users + 1, mode
             module.training = False
+    try:
         yield
     finally:
-        for module, mode in training.items():
-            module.training = mode
+        with _in_use_lock:
+            for module in modules:
+                users, mode = _in_use.pop(module)
+                if users > 1:
+                    _in_use[module] = users - 1, mode
+                else:
+                    module.training = mode
 
 
 class Stopwatch:

@@ -259,13 +259,13 @@ def _method(options: argparse.Namespace) -> Kernel:
 
 
 def _sample(options: argparse.Namespace) -> None:
+    from .data.digits import attribute_indices
     from .demo import draw_again
-    from .sampling import Mixture
+    from .sampling import JointClass, Mixture
 
     draw_again(
         options.folder,
-        options.i,
-        options.j,
+        JointClass(attribute_indices(options.i), attribute_indices(options.j)),
         n_samples=options.n,
         n_steps=options.steps,
         seed=options.seed,

@@ -31,7 +31,6 @@ from .data.digits import (
     DIGIT_ATTRIBUTES,
     JOINT_CLASSES,
     Digits,
-    attribute_indices,
     joint_class_name,
     load_digits,
 )
@@ -127,8 +126,7 @@ def demo_sampler(G: nn.Module, clf: nn.Module) -> S2MSampler:
 
 def draw_again(
     folder: str | Path,
-    has: Sequence[str],
-    has_not: Sequence[str] = (),
+    target: JointClass,
     n_samples: int = 64,
     n_steps: int | str | None = None,
     seed: int | None = None,
@@ -139,7 +137,7 @@ def draw_again(
     device: str = "cpu",
     out: str | Path | None = None,
 ) -> S2MResult:
-    """Draws one joint class of attribute names from what :func:`run_demo` saved.
+    """Draws a joint class from what :func:`run_demo` saved.
 
     Writes a picture and an .npz, and a picture of the way to adapted proposals. ``method`` and ``proposal`` are
     those of :meth:`S2MSampler.sample`. Processes that torchrun started share the chains, and the first one writes
@@ -150,7 +148,6 @@ def draw_again(
     if device == "cuda":
         device = f"cuda:{local_rank()}"  # each process that torchrun started has a GPU of its own
     G, clf, _ = (module.to(device) for module in load_demo(folder))
-    target = JointClass(attribute_indices(has), attribute_indices(has_not))
     result = demo_sampler(G, clf).sample(
         target.I,
         target.J,

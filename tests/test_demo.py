@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from spml_fast import cli, demo
+from spml_fast import cli, demo, sampling
 from spml_fast.sampling import adaptation
 
 
@@ -89,9 +89,9 @@ def test_a_checkpoint_is_gone_on_from(folder, tmp_path, capsys):
 
 
 def test_the_way_to_adapted_proposals_is_drawn(folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("spml_fast.sampling.adaptation.WELL_SERVED", 2.0)  # whatever the prior is worth,
-    monkeypatch.setattr("spml_fast.sampling.adaptation.MET", 0)  # and however little classifiers so poor tell
-    monkeypatch.setattr(adaptation, "adapt", partial(adaptation.adapt, n_chains=64, max_steps=20))
+    monkeypatch.setattr(adaptation, "KEEP_PRIOR_ESS", 2.0)  # whatever the prior is worth,
+    monkeypatch.setattr(adaptation, "MIN_EXPECTED_HITS", 0)  # and however little classifiers so poor tell
+    monkeypatch.setattr(sampling, "Mixture", partial(sampling.Mixture, n_chains=64, max_steps=20))
     command = ["sample", str(folder), "--i", "A", "B", "-n", "8", "--adapt", "--seed", "2"]
     assert cli.main([*command, "--out", str(tmp_path / "ab.png")]) == 0
     assert "adapted to A+B with" in capsys.readouterr().out

@@ -30,24 +30,44 @@ class State:
     among processes by :meth:`map_chains`; all else is the same in every process.
     """
 
-    def map_chains(self, f: Callable[[Tensor, int], Tensor]) -> Self:
-        """A copy with ``f(tensor, dim)`` in the place of every tensor that has chains, along ``dim``."""
+    def map_chains(
+        self, f: Callable[[Tensor, int], Tensor], rest: Callable[[Tensor], Tensor] = lambda tensor: tensor
+    ) -> Self:
+        """A copy with ``f(tensor, dim)`` in the place of every tensor that has chains, along ``dim``, and
+        ``rest(tensor)`` in that of the others.
+        """
 
         def mapped(value: Any, dim: int | None) -> Any:
             if isinstance(value, State):
-                return value.map_chains(f)
+                return value.map_chains(f, rest)
             if isinstance(value, dict):
                 return {name: mapped(part, dim) for name, part in value.items()}
             if isinstance(value, list):
                 return [mapped(part, dim) for part in value]
-            return f(value, dim) if isinstance(value, Tensor) and dim is not None else value
+            if isinstance(value, tuple) and dim is not None:
+                raise TypeError(
+                    f"{type(self).__name__}: tensors with chains may be in lists or dicts, not in tuples"
+                )
+            if isinstance(value, Tensor):
+                return rest(value) if dim is None else f(value, dim)
+            return value
 
         parts = {at.name: mapped(getattr(self, at.name), at.metadata.get("chains")) for at in fields(self)}
         return type(self)(**parts)
 
     def to_plain(self) -> dict[str, Any]:
-        """The fields as a dict, in which other states are dicts, for a checkpoint."""
+        """The fields as a dict, in which other states are dicts, for a checkpoint.
+
+        Raises:
+            TypeError: a list or a dict of states, of which a checkpoint would not know the classes.
+        """
         parts = {at.name: getattr(self, at.name) for at in fields(self)}
+        for name, part in parts.items():
+            inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+            if any(isinstance(item, State) for item in inner):
+                raise TypeError(
+                    f"{type(self).__name__}.{name}: a state may be a field of another, not an item of a list"
+                )
         return {name: part.to_plain() if isinstance(part, State) else part for name, part in parts.items()}
 
     def from_plain(self, plain: dict[str, Any]) -> Self:

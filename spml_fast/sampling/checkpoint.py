@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,8 @@ def identity(value: object) -> Any:
     if isinstance(value, LatentMixture):
         return f"mixture {value.prior_share} {digest(dict(w=value.weights, m=value.means, s=value.scales))}"
     if isinstance(value, Kernel):
-        return {"method": value.name, **{name: identity(part) for name, part in vars(value).items()}}
+        options = {name: identity(part) for name, part in vars(value).items()}
+        return {"name": value.name, "class": type(value).__qualname__} | options
     if isinstance(value, Mixture):
         return {"mixture": asdict(value)}
     if isinstance(value, (Tensor, np.ndarray)):
@@ -51,7 +53,12 @@ def identity(value: object) -> Any:
         return {str(name): identity(item) for name, item in value.items()}
     if isinstance(value, Sequence):
         return [identity(item) for item in value]
-    return f"{type(value).__name__} {getattr(value, '__qualname__', '')}".strip()
+    if isinstance(value, FunctionType):
+        inside = [cell.cell_contents for cell in value.__closure__ or ()] + list(value.__defaults__ or ())
+        known = [identity(part) for part in inside if isinstance(part, (Tensor, np.ndarray, int, float, str))]
+        return f"function {value.__qualname__} {known}"
+    text = repr(value)
+    return f"{type(value).__name__} {getattr(value, '__qualname__', '') if ' at 0x' in text else text}".strip()
 
 
 def probe(models: Models, labels: Sequence[int | None]) -> list[float]:
@@ -69,7 +76,7 @@ def probe(models: Models, labels: Sequence[int | None]) -> list[float]:
         for label in dict.fromkeys(labels):
             z = _ops.philox_normal(chains, torch.zeros_like(chains), PROBE_SEED, dim, dtype=models.dtype)
             x, output = models.given(label).classify(z.view(-1, *models.z_shape))
-            rows = x.flatten(1).double()
+            rows = x.reshape(len(x), -1).double()
             parts = (rows.mean(1), rows.square().mean(1), *(part for part in output if part is not None))
             found += [part.double().flatten().clamp(-1e30, 1e30).cpu() for part in parts]
     return torch.cat(found).tolist()

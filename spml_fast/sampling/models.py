@@ -30,6 +30,10 @@ BATCH_ROWS = {"cpu": 8192, "cuda": BLOCK_ROWS}
 """Proposals in one batch at most, if the plan does not say: Ctrl-C and checkpoints wait for the end of a batch."""
 
 
+PIECE_BYTES = 2**26
+"""Memory that is set aside for what is kept of a block before it is known how far the block will come."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How G and clf are run.
@@ -136,7 +140,8 @@ class BatchedModels:
         """x and the logits of one batch of latents."""
         x = self.generate(z)
         with self.classifier_time, self._autocast():
-            output = self.models.clf(x)
+            # A copy of what is kept: clf may work in place on what it is given.
+            output = self.models.clf(x.clone() if self.stochastic else x)
         output = parse_classifier_output(output, z.shape[0])
         if self.label is None:
             output = output._replace(fake_class_logits=None)
@@ -231,10 +236,17 @@ class Classified:
         def keep(a: int, rows: dict[str, Tensor]) -> None:
             # A copy: models may return the same buffer every time.
             for name, tensor in rows.items():
+                part, at = tensor[max(begin - a, 0) :], max(a - begin, 0)
                 if name not in new:
-                    new[name] = tensor.new_empty(end - begin, *tensor.shape[1:])
-                part = tensor[max(begin - a, 0) :]
-                new[name][max(a - begin, 0) :][: len(part)] = part
+                    new[name] = tensor.new_empty(self._room(part, end - begin, at), *tensor.shape[1:])
+                if tensor.shape[1:] != new[name].shape[1:]:
+                    was, now = tuple(new[name].shape[1:]), tuple(tensor.shape[1:])
+                    raise ValueError(f"{name} of a proposal has shape {now}, in the batches before {was}")
+                if at + len(part) > len(new[name]):
+                    larger = tensor.new_empty(self._room(part, end - begin, 2 * at), *tensor.shape[1:])
+                    larger[:at] = new[name][:at]
+                    new[name] = larger
+                new[name][at:][: len(part)] = part
 
         keep(first, {name: tensor[: self.row - first] for name, tensor in held.items() if self.row > begin})
         asked = lambda: stop(self.row // n > at)  # noqa: E731
@@ -247,6 +259,12 @@ class Classified:
         output = ClassifierOutput(*(tensors.get(name) for name in ClassifierOutput._fields))
         kept = {name: tensors[name] for name in ("latents", "x") if name in tensors}
         return Offer(at, steps, output, tensors.get("log_correction"), kept)
+
+    @staticmethod
+    def _room(part: Tensor, all_rows: int, at: int) -> int:
+        """Rows to make room for: all of the block if they are small, or it may end long before them."""
+        fit = PIECE_BYTES // max(1, part[:1].nbytes)
+        return min(all_rows, max(fit, at + len(part)))
 
     def resume(self, at: int, batch_size: int | None, after: int) -> None:
         """Go on with step ``at`` of an earlier run, whose batches did not reach over the end of step ``after``.

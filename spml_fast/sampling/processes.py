@@ -41,6 +41,10 @@ class FailedProcessError(RuntimeError):
     """Another process of the run raised an exception, which ended the run in all of them."""
 
 
+class EndedProcess(SystemExit):
+    """This process was told to end by SIGTERM, and the others know it."""
+
+
 class Processes:
     """The processes that share a run; by default this one alone.
 
@@ -125,7 +129,7 @@ class SeveralProcesses(Processes):
     def failing_together(self) -> Iterator[None]:
         try:
             yield
-        except (LostProcessError, FailedProcessError, SystemExit):
+        except (LostProcessError, FailedProcessError, EndedProcess):
             raise
         except BaseException as error:
             try:

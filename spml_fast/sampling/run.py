@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from .checkpoint import Checkpoint
 from .kernels import Draws, Kernel, Problem, Steps, Stopped
 from .length import Schedule
 from .models import BLOCK_ROWS
-from .processes import LostProcessError, Processes
+from .processes import EndedProcess, LostProcessError, Processes
 from .results import Diagnostics, S2MResult
 
 BLOCK_SECONDS = 1.0
@@ -54,9 +55,13 @@ class Run:
     def __post_init__(self) -> None:
         if self.checkpoint is not None and not isinstance(self.checkpoint, (str, Path)):
             raise TypeError(f"checkpoint must be a path, got {self.checkpoint!r}")
-        if not self.every >= 0:
+        if not isinstance(self.every, Real) or not self.every >= 0:
             raise ValueError(f"every must be a number of seconds, 0 or more, got {self.every!r}")
         count(self.first_chain, "first_chain", least=0)
+
+
+class NotBegun(Exception):  # noqa: N818, no error: how a run that did nothing says so
+    """Ctrl-C came before the first step of a run, in all processes."""
 
 
 class Signals:
@@ -146,7 +151,7 @@ class Driver:
         """One result for each target of ``problem``; ``name`` is its part of the checkpoint.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C came before the first step.
+            NotBegun: Ctrl-C came before the first step.
         """
         with torch.inference_mode(False):  # a caller's, in which no kernel could follow gradients
             return _PoolRun(self, kernel, problem, schedule, name).results()
@@ -166,6 +171,8 @@ class _PoolRun:
         self.proposal_state: Any = None
         self.deadline = 0.0
         problem.stop = self._must_stop
+        if driver.checkpoint is not None:
+            self.state.to_plain()  # an error now rather than after the first steps
 
     def results(self) -> list[S2MResult]:
         with torch.no_grad():
@@ -181,7 +188,7 @@ class _PoolRun:
             self._save()
             self._end_if_terminated()
             if self.interrupted and self.done == 0:
-                raise KeyboardInterrupt
+                raise NotBegun
             if not self.samples:  # Ctrl-C came first: what the chains have by now
                 self._take()
             return self._collect()
@@ -232,7 +239,7 @@ class _PoolRun:
         """Ends the process if it got SIGTERM, and the run of the others if another one did."""
         if self.interrupted and self.processes.largest(self._stop_vote())[0] == 2:
             if self.signals.terminated:
-                raise SystemExit  # to where the signal is given its way
+                raise EndedProcess  # to where the signal is given its way
             raise LostProcessError(
                 f"S2M sampling in process {self.processes.rank} of {self.processes.size}: another process was "
                 "told to end (SIGTERM); start the run again, and it goes on from its checkpoint"
@@ -243,6 +250,8 @@ class _PoolRun:
         if drawn.order is None:
             drawn.order = drawn.chain + self.shard.first
         drawn.order = drawn.order + len(self.samples) * self.shard.n_chains
+        if self.schedule.next is not None:  # the chains go on, perhaps in place
+            drawn = drawn.map_chains(lambda tensor, _: tensor.clone())
         owned = drawn.chain < self.shard.owned
         self.samples.append(drawn if bool(owned.all()) else drawn.rows(owned))
 
@@ -281,7 +290,7 @@ class _PoolRun:
         self.done = saved["done"]
         self.clock = Clock(self.problem, *saved["seconds"])
         self.schedule = Schedule(**saved["schedule"])
-        self.state = self.state.from_plain(saved["state"]).map_chains(mine)
+        self.state = self.state.from_plain(saved["state"]).map_chains(mine, lambda tensor: tensor.to(device))
         for drawn in (Draws(**plain) for plain in saved["samples"]):
             here = drawn.rows(self.shard.owns(drawn.chain)).map_chains(lambda tensor, _: tensor.to(device))
             here.chain = here.chain - self.shard.first

@@ -40,7 +40,7 @@ from .proposals import (
     Proposal,
 )
 from .results import AdaptationPath, S2MResult, SamplingWarning, warn
-from .run import Driver, Run, Signals
+from .run import Driver, NotBegun, Run, Signals
 from .weights import Indices, JointClass, MinMax, joint_class
 
 ProposalOption = LatentMixture | Mixture | DrawLatents | Tensor | np.ndarray | None
@@ -347,9 +347,9 @@ class S2MSampler:
             )
             try:
                 found = driver.run(call.kernel, problem, call.schedule(), f"pool {number}")
-            except KeyboardInterrupt:
+            except NotBegun:
                 if not results:
-                    raise
+                    raise KeyboardInterrupt from None
                 break
             for t, result in zip(members, found, strict=True):
                 results[t] = result if path is None else replace(result, adaptation=paths[path])
@@ -407,10 +407,14 @@ class S2MSampler:
             return PriorProposal(*arguments)
         here = slice(shard.first, shard.first + shard.n)
         needs = call.kernel.needs_correction
-        return DrawnProposal(given, shard.n_chains, here, call.seed, self.models.device, needs)
+        return DrawnProposal(
+            given, self.models.z_shape, shard.n_chains, here, call.seed, self.models.device, needs
+        )
 
     def _check(self, call: Call, run: Run) -> None:
         """Errors of arguments that cannot be combined, before anything is drawn."""
+        if call.proposal_class is not None:
+            count(call.proposal_class, "proposal_class", least=0)
         if call.proposal_class is not None and not self.models.conditional:
             raise ValueError(
                 f"proposal_class={call.proposal_class}, but G takes no label; "
@@ -460,14 +464,15 @@ class S2MSampler:
             proposal=call.proposal,
             n_samples=call.n_samples,
             n_steps="auto" if call.n_steps is None else call.n_steps,
-            **identity(call.kernel),
             order=call.order,
             proposal_class=call.proposal_class,
             seed=call.seed,
         )
         weights = [self.weight.values(target) for target in call.joint_classes]
         told |= {name: [values[name].tolist() for values in weights] for name in weights[0]}
-        return {name: identity(value) for name, value in told.items()}
+        told = {name: identity(value) for name, value in told.items()}
+        method = identity(call.kernel)
+        return told | {"method": method.pop("name")} | {f"method.{name}": part for name, part in method.items()}
 
     def _checked_latents(
         self, latents: Tensor | np.ndarray, n_samples: int | None, n_steps: int | str | None, kernel: Kernel
@@ -621,7 +626,8 @@ def _warn_of(result: S2MResult, call: Call) -> None:
                 else "their chains had not met its support by then, or the run was interrupted"
             )
         )
-    if call.n_steps is None and d.burn_in >= kernel.max_steps and d.tv_bound > kernel.tol and not d.interrupted:
+    short = d.burn_in >= kernel.max_steps and d.tv_bound is not None and d.tv_bound > kernel.tol
+    if call.n_steps is None and short and not d.interrupted:
         advice = (
             "Calibrate D_v" if result.adaptation else "Adapt the proposals (proposal=Mixture()), calibrate D_v"
         )
@@ -634,7 +640,10 @@ def _warn_of(result: S2MResult, call: Call) -> None:
 
 def _signed(seed: int) -> int:
     """The int64 with the bits of a seed between -2^63 and 2^64."""
-    seed = operator.index(seed)
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed must be an integer, got {seed!r}") from None
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must fit into 64 bits, got {seed}")
     return seed - 2**64 if seed >= 2**63 else seed

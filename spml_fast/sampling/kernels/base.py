@@ -82,7 +82,13 @@ class Problem:
 
         Raises:
             Stopped: the run is to stop.
+            ValueError: G draws noise of its own, so a latent has no weight.
         """
+        if self.models.stochastic:
+            raise ValueError(
+                "log_weights: a latent of a stochastic G has no weight of its own, only what was made of it once: "
+                "a method for such a G takes its proposals from offer(at, n)"
+            )
 
         def run(first: int, last: int) -> Tensor:
             # A clone: a generator may work in place on what it is given.

@@ -78,7 +78,8 @@ class Pooled(Kernel):
         state.log_weights.append(log_weights)
         state.chains.scan(log_weights, seed=problem.seed, first_chain=problem.first, first_step=offer.at)
         for name, tensor in offer.kept.items():
-            state.kept.setdefault(name, []).append(tensor)
+            spare = tensor.untyped_storage().nbytes() > tensor.nbytes  # of a block that ended early
+            state.kept.setdefault(name, []).append(tensor.clone() if spare else tensor)
 
     def check(self, problem: Problem, state: PooledState) -> None:
         state.chains.raise_if_invalid(problem.first)

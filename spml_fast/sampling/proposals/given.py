@@ -32,6 +32,7 @@ class DrawnProposal:
 
     Args:
         draw: see :data:`DrawLatents`.
+        z_shape: shape of one latent.
         n_chains: number of chains of the run, in all processes.
         here: the chains among them that run here.
         seed: of the generator that ``draw`` is given, on ``device``.
@@ -43,6 +44,7 @@ class DrawnProposal:
     def __init__(
         self,
         draw: DrawLatents,
+        z_shape: tuple[int, ...],
         n_chains: int,
         here: slice,
         seed: int,
@@ -50,6 +52,7 @@ class DrawnProposal:
         needs_correction: bool = False,
     ):
         self.draw = draw
+        self.z_shape = z_shape
         self.n_chains = n_chains
         self.here = here
         self.device = torch.device(device)
@@ -87,7 +90,12 @@ class DrawnProposal:
 
     def _draw(self, step: int) -> None:
         self._before[step] = self.generator.get_state()
-        z, correction = self._checked(self.draw(self.n_chains, self.generator), step)
+        try:
+            drawn = self.draw(self.n_chains, self.generator)
+        except BaseException:
+            self.generator.set_state(self._before[step])  # asked again, it draws the same
+            raise
+        z, correction = self._checked(drawn, step)
         if self._corrected not in (None, correction is not None):
             raise ValueError("the proposal returned log weights at some steps and none at others")
         self._corrected = correction is not None
@@ -98,10 +106,10 @@ class DrawnProposal:
     def _checked(self, drawn: object, step: int) -> tuple[Tensor, Tensor | None]:
         z, correction = drawn if isinstance(drawn, tuple) and len(drawn) == 2 else (drawn, None)
         where = f"the proposal's draw({self.n_chains}, generator) at step {step}"
-        if not isinstance(z, Tensor) or z.ndim < 1 or z.shape[0] != self.n_chains:
+        if not isinstance(z, Tensor) or z.shape != (self.n_chains, *self.z_shape):
             raise ValueError(
-                f"{where} must return latents (n, *z_shape), or a pair of latents and log weights (n,); "
-                f"got {_shape_or_type(drawn)}"
+                f"{where} must return latents {(self.n_chains, *self.z_shape)}, or a pair of latents and log "
+                f"weights ({self.n_chains},); got {_shape_or_type(drawn)}"
             )
         if correction is None and self.needs_correction:
             raise ValueError(

@@ -171,7 +171,7 @@ class LatentMixture:
         return torch.where((uniforms < self.prior_share)[:, None], normals, means + moved)
 
     def log_correction(self, z: Tensor) -> Tensor:
-        """log p_z(z) - log p~_z(z) of latents (n, D), in float64."""
+        """log p_z(z) - log p~_z(z) of latents (n, D), in the dtype of the means."""
         z = z.to(self.means)
         if self.scales.dim() == 2:
             whitened = (z[:, None] - self.means) / self.scales
