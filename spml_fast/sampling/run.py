@@ -172,7 +172,8 @@ class _PoolRun:
         self.deadline = 0.0
         problem.stop = self._must_stop
         if driver.checkpoint is not None:
-            self.state.to_plain()  # an error now rather than after the first steps
+            # An error now rather than after the first steps.
+            self.state.map_chains(lambda tensor, dim: tensor).to_plain()
 
     def results(self) -> list[S2MResult]:
         with torch.no_grad():

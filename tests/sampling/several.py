@@ -384,8 +384,10 @@ DIFFERENT = {
     "targets": lambda rank: rowwise().sample(rank, (), 10, 5),
     "n_steps": lambda rank: rowwise().sample(0, (), 10, 5 + rank),
     "method": lambda rank: rowwise().sample(0, (), 10, 5, method=("rejection", "resample")[rank]),
-    "tol": lambda rank: rowwise().sample(0, (), 10, "auto", method=IMH(tol=0.1 + rank / 10)),
-    "samples_per_chain": lambda rank: rowwise().sample(0, (), 10, 5, method=IMH(samples_per_chain=1 + rank)),
+    "method.tol": lambda rank: rowwise().sample(0, (), 10, "auto", method=IMH(tol=0.1 + rank / 10)),
+    "method.samples_per_chain": lambda rank: rowwise().sample(
+        0, (), 10, 5, method=IMH(samples_per_chain=1 + rank)
+    ),
     "first_chain": lambda rank: rowwise().sample(0, (), 10, 5, run=Run(first_chain=rank)),
     "gather": lambda rank: rowwise().sample(0, (), 10, 5, run=Run(gather=bool(rank))),
     "checkpoint": lambda rank: rowwise().sample(0, (), 10, 5, run=Run("never written" if rank else None)),

@@ -14,11 +14,12 @@ from toys import (
     true_joint_class,
 )
 
-from spml_fast import MinMax, S2MSampler
+from spml_fast import MinMax, Plan, S2MSampler
 
 LEVEL = 1e-3
-N_DRAWS = 200_000
-N_STEPS = 200  # the bounds stay under 1e-4, far under what 200,000 draws can see
+N_DRAWS = 100_000
+N_STEPS = 150  # the bounds stay under 1e-4, far under what 100,000 draws can see
+PLAN = Plan(batch_size=2**16)  # these models are small: time goes into calling them
 
 JOINT_CLASSES = [((0,), ()), ((0, 1), ()), ((0,), (1, 2)), ((1, 2), (0,)), ((0, 1, 2), ()), ((2,), (0,))]
 DTYPES = [torch.float32, torch.float64]
@@ -28,7 +29,7 @@ def chi_square_p(states, expected, dtype=torch.float64):
     """p-value of the counts; a state outside the support of the target is impossible, so p = 0.
 
     In float32 the min and the max of equal densities differ by rounding, which leaves such states a share of
-    about 1e-6: fewer than one of 200,000 draws is expected there, more than four would be an error.
+    about 1e-6: fewer than one of 100,000 draws is expected there, more than four would be an error.
     """
     counts = np.bincount(states, minlength=len(expected))
     possible = expected > 0
@@ -42,7 +43,7 @@ def discrete_p(I, J, J_used, *, dtype, device, conditional=False, class_first=Tr
     G = DiscreteGenerator(dtype, conditional)
     clf = DiscreteClassifier(G, dtype, class_first).to(device)
     gamma = class_first_gamma() if class_first else 1.0
-    sampler = S2MSampler(G.to(device), clf, weight=MinMax(gamma=gamma))
+    sampler = S2MSampler(G.to(device), clf, weight=MinMax(gamma=gamma), plan=PLAN)
     result = sampler.sample(I, J_used, N_DRAWS, N_STEPS, seed=7, **options)
     assert result.log_weights.dtype == dtype
     assert result.diagnostics.tv_bound < 1e-4
@@ -79,7 +80,7 @@ def test_a_dropped_fake_class_term_is_caught(device):
     G = DiscreteGenerator(torch.float64, conditional=True)
     clf = DiscreteClassifier(G, class_first=True)
     clf.fake_logits.zero_()
-    sampler = S2MSampler(G.to(device), clf.to(device), weight=MinMax(gamma=class_first_gamma()))
+    sampler = S2MSampler(G.to(device), clf.to(device), weight=MinMax(gamma=class_first_gamma()), plan=PLAN)
     result = sampler.sample((0, 1), (), N_DRAWS, N_STEPS, seed=7)
     assert chi_square_p(result.samples[:, 0].cpu().numpy(), true_joint_class((0, 1), ())) < LEVEL
 
@@ -89,7 +90,10 @@ def test_a_dropped_fake_class_term_is_caught(device):
 def test_gaussian(I, J, dtype, device):
     gamma = np.array([1.0, 1.5, 0.8])
     result = S2MSampler(
-        GaussianGenerator(dtype).to(device), GaussianClassifier(dtype).to(device), weight=MinMax(gamma=gamma)
+        GaussianGenerator(dtype).to(device),
+        GaussianClassifier(dtype).to(device),
+        weight=MinMax(gamma=gamma),
+        plan=PLAN,
     ).sample(I, J, N_DRAWS, 100, seed=11)
     assert result.diagnostics.tv_bound < 1e-4
     x = result.samples.double().cpu().numpy()
@@ -100,9 +104,8 @@ def test_gaussian(I, J, dtype, device):
 
 def test_gaussian_with_dropped_max_term_is_caught(device):
     gamma = np.array([1.0, 1.5, 0.8])
-    sampler = S2MSampler(
-        GaussianGenerator().to(device), GaussianClassifier().to(device), weight=MinMax(gamma=gamma)
-    )
+    G, clf = GaussianGenerator().to(device), GaussianClassifier().to(device)
+    sampler = S2MSampler(G, clf, weight=MinMax(gamma=gamma), plan=PLAN)
     x = sampler.sample((0, 1), (), N_DRAWS, 100, seed=11).samples.cpu().numpy()
     (cdf,) = gaussian_marginal_cdfs((0, 1), (2,), gamma, [(0.0, 1.0)])
     assert stats.kstest(x[:, 1], cdf).pvalue < LEVEL
@@ -112,7 +115,7 @@ def test_adapted_latents_are_corrected(device):
     """Latents drawn from N(0.5, 1) instead of the prior, with log p_z - log p~_z as their log weight."""
     G = DiscreteGenerator().to(device)
     clf = DiscreteClassifier(DiscreteGenerator(), class_first=True).to(device)
-    sampler = S2MSampler(G, clf, weight=MinMax(gamma=class_first_gamma()))
+    sampler = S2MSampler(G, clf, weight=MinMax(gamma=class_first_gamma()), plan=PLAN)
 
     def draw(n, generator):
         z = torch.randn(n, 3, generator=generator, device=generator.device, dtype=torch.float64) + 0.5

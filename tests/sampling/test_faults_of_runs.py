@@ -559,6 +559,36 @@ def test_ctrl_c_a_second_time_raises_at_once(path):
     assert differences(CASES["imh"].run(checkpoint=path), CASES["imh"].run()) == []
 
 
+def test_ctrl_c_a_second_time_in_a_later_pool_raises_as_well():
+    """It is not taken for the first, which ends the pool and returns those before it."""
+    pools = []
+
+    class Twice(ConditionalGaussianGenerator):
+        def forward(self, z, label):
+            pools.append(int(label[0]))
+            if pools[-1] == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().forward(z, label)
+
+    with pytest.raises(KeyboardInterrupt):
+        S2MSampler(Twice(), ConditionalGaussianClassifier()).sample_targets([0, 1], 20, 5, seed=0)
+    assert set(pools) == {0, 1}
+
+
+def test_models_of_numbers_without_dimensions_are_told_apart(path):
+    """G may return one number for each latent."""
+
+    def sampler(scale):
+        return S2MSampler(lambda z: scale * z[:, 0], lambda x: (torch.stack([x, -x], 1), x), z_dim=2)
+
+    call = dict(n_samples=10, n_steps=4, seed=0, run=Run(path))
+    first = sampler(1.0).sample(0, (), **call)
+    assert differences(plain(sampler(1.0).sample(0, (), **call)), plain(first)) == []
+    with pytest.raises(ValueError, match="another G or clf"):
+        sampler(2.0).sample(0, (), **call)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_handler_of_the_callers_own_is_left(path, number):
     came = []

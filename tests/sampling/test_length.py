@@ -157,7 +157,8 @@ def hard_discrete():
             self.cdf = (p / p.sum()).cumsum(0)[:-1][None].contiguous()
 
     G = Rare()
-    return S2MSampler(G, DiscreteClassifier(G, class_first=True), weight=MinMax(gamma=class_first_gamma()))
+    weight, plan = MinMax(gamma=class_first_gamma()), Plan(batch_size=2**16)
+    return S2MSampler(G, DiscreteClassifier(G, class_first=True), weight=weight, plan=plan)
 
 
 def test_the_distance_to_the_target_is_below_tol():

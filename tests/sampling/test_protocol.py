@@ -407,6 +407,51 @@ def test_another_kernel_is_refused_by_the_checkpoint(tmp_path):
             WALK.run(checkpoint=path, method=method)
 
 
+@dataclass(frozen=True)
+class Careless(RandomWalk):
+    """Its samples are the tensors that its chains go on in."""
+
+    def draws(self, problem, state, at):
+        T, C = state.log_weight.shape
+        rows = torch.arange(T).repeat_interleave(C), torch.arange(C).repeat(T)
+        return Draws(*rows, state.log_weight.view(-1), kept={"latents": state.z.flatten(0, 1)})
+
+
+def test_samples_are_not_moved_by_the_steps_after_them():
+    options = dict(samples_per_chain=3, thin=2)
+    assert_same(walk(line(), 0, (), method=Careless(**options)), walk(line(), 0, (), method=RandomWalk(**options)))
+
+
+def test_a_latent_of_a_stochastic_generator_has_no_weight():
+    with pytest.raises(ValueError, match=r"a latent of a stochastic G has no weight of its own.*offer\(at, n\)"):
+        walk(rowwise(stochastic=True))
+
+
+@dataclass
+class Nested(State):
+    parts: list = along(0)
+
+
+@dataclass(frozen=True)
+class Strange(RandomWalk):
+    """Its state is what no checkpoint could hold."""
+
+    part: object = None
+
+    def init(self, problem):
+        return Nested([super().init(problem)] if self.part is None else self.part)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"), [(None, "Nested.parts: a state may be a field"), ((torch.zeros(3),), "not in tuples")]
+)
+def test_states_that_a_checkpoint_cannot_hold(tmp_path, part, message):
+    G = Interrupted(1)  # called once, to know it by what it returns
+    with pytest.raises(TypeError, match=message):
+        walk(rowwise(G), method=Strange(part=part), run=Run(tmp_path / "run"))
+    assert next(G.calls) == 1
+
+
 # --- a method whose proposals do not depend on its chains -----------------------------------------
 
 

@@ -1,10 +1,9 @@
 """The sampler: calling conventions, invariances, bookkeeping, bad input."""
 
 import itertools
-import subprocess
-import sys
+import threading
+import time
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -272,6 +271,56 @@ def test_eval_mode_is_used_and_restored():
     assert G.training
 
 
+def test_two_threads_share_a_model():
+    """The first to come is the first to go: the other's model stays in eval mode until it is done, too."""
+    begun, over = threading.Event(), threading.Event()
+    modes = []
+
+    class Shared(RowwiseGenerator):
+        def forward(self, z):
+            if threading.current_thread() is not first:
+                begun.set()
+                assert over.wait(30)
+                modes.append(self.training)
+            else:
+                assert begun.wait(30)
+            return super().forward(z)
+
+    def sample():
+        S2MSampler(G, RowwiseClassifier()).sample(0, (), 10, 5, seed=0)
+
+    G = Shared()
+    first, second = threading.Thread(target=sample), threading.Thread(target=sample)
+    first.start()
+    while G.training:
+        time.sleep(0.001)
+    second.start()
+    first.join(30)
+    over.set()
+    second.join(30)
+    assert modes
+    assert not any(modes)
+    assert G.training
+
+
+# --- nothing that a model returned is kept without a copy -----------------------------------------
+
+
+@pytest.mark.parametrize("method", ["imh", "rejection", "resample"])
+def test_a_classifier_may_work_in_place_on_what_is_kept(method):
+    """The samples of a stochastic G are what G returned, not what clf made of it."""
+
+    class InPlace(RowwiseClassifier):
+        def forward(self, x):
+            return super().forward(x.mul_(2).sub_(0.1))
+
+    def draw(clf):
+        return rowwise(clf=clf, stochastic=True).sample(0, (), 30, 8, seed=0, method=method)
+
+    result = draw(InPlace())
+    assert torch.equal(result.samples, RowwiseGenerator()(result.latents))
+
+
 def test_autocast_and_channels_last(device):
     seen = {}
 
@@ -403,6 +452,16 @@ def test_classifier_output_of_wrong_type():
             S2MSampler(RowwiseGenerator(), clf).sample(0, 1, 4, 5)
 
 
+def test_a_classifier_that_changes_its_mind_about_the_classes():
+    calls = itertools.count()
+
+    def clf(x):
+        return x[:, : 3 if next(calls) < 2 else 2], x[:, 0]
+
+    with pytest.raises(ValueError, match=r"class_logits of a proposal has shape \(2,\), .* before \(3,\)"):
+        rowwise(clf=clf, plan=Plan(batch_size=50)).sample(0, (), 100, 4)
+
+
 def test_nan_late_in_the_run_names_its_place():
     def clf(x):
         a, v = RowwiseClassifier()(x)
@@ -436,7 +495,14 @@ def test_nan_late_in_the_run_names_its_place():
             ValueError,
             "first_chain=5 with a function that draws",
         ),
+        (dict(I=0, seed=1.5), TypeError, "seed must be an integer, got 1.5"),
+        (dict(I=0, proposal_class=0.5), TypeError, "proposal_class must be an integer, got 0.5"),
         (dict(I=0, proposal=lambda n, g: torch.zeros(n + 1, 4)), ValueError, "must return latents"),
+        (
+            dict(I=0, n_samples=6, proposal=lambda n, g: torch.zeros(n, 5)),
+            ValueError,
+            r"must return latents \(6, 4\), or a pair .* got shape \(6, 5\)",
+        ),
         (
             dict(I=0, proposal=lambda n, g: (torch.zeros(n, 4), torch.zeros(n, 1))),
             ValueError,
@@ -482,6 +548,7 @@ def test_bad_sampler_arguments():
         (Plan, dict(memory_format=True), TypeError, "memory_format must be a torch.memory_format, got True"),
         (Run, dict(first_chain=-1), ValueError, "first_chain must be between 0 and"),
         (Run, dict(every=-1), ValueError, "every must be a number of seconds, 0 or more, got -1"),
+        (Run, dict(every="2 s"), ValueError, "every must be a number of seconds, 0 or more, got '2 s'"),
         (Run, dict(checkpoint=3), TypeError, "checkpoint must be a path, got 3"),
     ],
 )
@@ -533,34 +600,3 @@ def test_old_keywords_of_a_call(name):
         rowwise().sample_targets([(0, 1)], **{name: 1})
     with pytest.raises(TypeError, match=match):
         spml_fast.s2m_sample(RowwiseGenerator(), RowwiseClassifier(), 0, **{name: 1})
-
-
-# --- memory ---------------------------------------------------------------------------------------
-
-MEMORY_SCRIPT = """
-import resource, sys, torch
-sys.path.insert(0, sys.argv[1])
-from toys import SmallConvClassifier, SmallConvGenerator
-from spml_fast import Plan, S2MSampler
-sampler = S2MSampler(SmallConvGenerator(), SmallConvClassifier(), plan=Plan(batch_size=1024))
-sampler.sample(0, (), 64, 2, seed=0)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-result = sampler.sample(0, (), 65536, int(sys.argv[2]), seed=0)
-assert len(result.samples) == 65536
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
-"""
-
-
-def peak_gib(n_steps):
-    here = str(Path(__file__).parent)
-    run = subprocess.run(
-        [sys.executable, "-c", MEMORY_SCRIPT, here, str(n_steps)], capture_output=True, text=True, check=True
-    )
-    return float(run.stdout)
-
-
-def test_memory_does_not_grow_with_the_steps():
-    """65,536 chains: under 1 GiB, and no more for three times the steps."""
-    few, more = peak_gib(4), peak_gib(12)
-    assert more < 1.0
-    assert more < few + 0.05

@@ -286,7 +286,8 @@ def discrete(dtype=torch.float64, conditional=False, class_first=True, **options
     G = DiscreteGenerator(dtype, conditional)
     clf = DiscreteClassifier(DiscreteGenerator(torch.float64, conditional), dtype, class_first)
     gamma = class_first_gamma() if class_first else 1.0
-    return S2MSampler(G, clf, **{"weight": MinMax(gamma=gamma), **options})
+    # These models are small: time goes into calling them.
+    return S2MSampler(G, clf, **{"weight": MinMax(gamma=gamma), "plan": Plan(batch_size=2**16), **options})
 
 
 def assert_same(a, b):
