@@ -572,7 +572,7 @@ def test_ctrl_c_a_second_time_in_a_later_pool_raises_as_well():
             return super().forward(z, label)
 
     with pytest.raises(KeyboardInterrupt):
-        S2MSampler(Twice(), ConditionalGaussianClassifier()).sample_targets([0, 1], 20, 5, seed=0)
+        S2MSampler(Twice(), ConditionalGaussianClassifier()).sample_targets([(0, ()), (1, ())], 20, 5, seed=0)
     assert set(pools) == {0, 1}
 
 
@@ -585,7 +585,7 @@ def test_models_of_numbers_without_dimensions_are_told_apart(path):
     call = dict(n_samples=10, n_steps=4, seed=0, run=Run(path))
     first = sampler(1.0).sample(0, (), **call)
     assert differences(plain(sampler(1.0).sample(0, (), **call)), plain(first)) == []
-    with pytest.raises(ValueError, match="another G or clf"):
+    with pytest.raises(ValueError, match="is of a run with (another G or clf|G=)"):
         sampler(2.0).sample(0, (), **call)
 
 

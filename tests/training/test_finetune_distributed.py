@@ -265,7 +265,7 @@ def test_two_processes_learn_what_one_learns(found, loss):
 def test_what_is_compared_could_differ():
     """Were the processes' gradients not joined, half the batch would teach something else."""
     half = summary(train("gr", batch_size=BATCH // 2))
-    assert abs(losses(half)[0] - losses(alone("gr"))[0]) > 1e-3
+    assert abs(losses(half)[0] - losses(alone("gr"))[0]) > 4e-4  # four times what is allowed above
 
 
 @pytest.mark.parametrize("loss", OF_THE_BATCH)
@@ -371,7 +371,8 @@ def watched():
     few = MultiLabelData(found.x[rows], found.labels[rows], found.observed[rows], found.names)
     watched = Watched()
     finetune = dict(trunk=trunk(), epochs=4, batch_size=16, trainer_options={"callbacks": [watched]})
-    train_on_cpu(few, validation=(test.x, test.labels), loss="em_apl", finetune=finetune, out=TRACKED)
+    loss = {"name": "em_apl", "warmup": 1}
+    train_on_cpu(few, validation=(test.x, test.labels), loss=loss, finetune=finetune, out=TRACKED)
     return watched
 
 
