@@ -67,7 +67,7 @@ class Diagnostics:
     n_samples: int = 0
     """Samples that the run brought, over all processes."""
     interrupted: bool = False
-    """Whether Ctrl-C stopped the run after n_steps of its steps."""
+    """Whether Ctrl-C stopped the run after n_steps of its steps, all of them if it came after the last."""
     method: str = "imh"
     r_hat: float | None = None
     """Split R-hat of the log density, "mala" only: 1 when the chains agree, infinite where they are stuck, None

@@ -233,6 +233,10 @@ class S2MSampler:
                         state = [None if path is None else path.to_state() for path in paths]
                         checkpoint.save("adaptation", state)
             results = self._run(driver, call, run.first_chain, paths)
+            if driver.signals.interrupted and not any(result.diagnostics.interrupted for result in results):
+                # Ctrl-C came while the last of them were decoded.
+                said = [replace(result.diagnostics, interrupted=True) for result in results]
+                results = [replace(result, diagnostics=d) for result, d in zip(results, said, strict=True)]
             if driver.processes.rank == 0:
                 for result in results:
                     _warn_of(result, call)

@@ -538,6 +538,7 @@ def test_ctrl_c_while_samples_are_decoded_loses_none():
     result = kept(lambda: sampler.sample(0, (), 64, 30, seed=5))
     assert G.rows > 64 * 30  # the eighth call decodes
     assert result.diagnostics.n_steps == 30
+    assert result.diagnostics.interrupted
     assert torch.equal(result.samples, rowwise().sample(0, (), 64, 30, seed=5).samples)
 
 
@@ -585,7 +586,7 @@ def test_models_of_numbers_without_dimensions_are_told_apart(path):
     call = dict(n_samples=10, n_steps=4, seed=0, run=Run(path))
     first = sampler(1.0).sample(0, (), **call)
     assert differences(plain(sampler(1.0).sample(0, (), **call)), plain(first)) == []
-    with pytest.raises(ValueError, match="is of a run with (another G or clf|G=)"):
+    with pytest.raises(ValueError, match=r"is of a run with (another G or clf|G=)"):
         sampler(2.0).sample(0, (), **call)
 
 

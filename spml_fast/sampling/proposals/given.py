@@ -17,10 +17,7 @@ class GivenLatents(Regenerated):
     """Latents (n_steps, n_chains, *z_shape) that the user drew, for the chains that run here."""
 
     def __init__(self, latents: Tensor):
-        self.latents, self.n_chains = latents, latents.shape[1]
-
-    def grid(self, first_step: int, last_step: int, first_chain: int, last_chain: int) -> Tensor:
-        return self.latents[first_step:last_step, first_chain:last_chain].flatten(0, 1).clone()
+        self.latents, self.n_chains, self.device = latents, latents.shape[1], latents.device
 
     def recall(self, chains: Tensor, steps: Tensor) -> Tensor:
         return self.latents[steps, chains]

@@ -38,23 +38,12 @@ class Regenerated:
 
     regenerates = True
     n_chains: int
+    device: torch.device
 
     def rows(self, first: int, last: int) -> tuple[Tensor, Tensor | None]:
-        n = self.n_chains
-        begin, end = -(-first // n), last // n  # the whole steps
-        if begin > end:
-            return self.grid(end, end + 1, first - end * n, last - end * n), None
-        spans = [
-            (begin - 1, begin, first - (begin - 1) * n, n),
-            (begin, end, 0, n),
-            (end, end + 1, 0, last - end * n),
-        ]
-        parts = [self.grid(*span) for span in spans if span[0] < span[1] and span[2] < span[3]]
-        return parts[0] if len(parts) == 1 else torch.cat(parts), None
-
-    def grid(self, first_step: int, last_step: int, first_chain: int, last_chain: int) -> Tensor:
-        """Latents of a range of chains at a range of steps, steps outermost; a copy."""
-        raise NotImplementedError
+        rows = torch.arange(first, last, device=self.device)
+        steps = rows // self.n_chains
+        return self.recall(rows - steps * self.n_chains, steps), None
 
     def recall(self, chains: Tensor, steps: Tensor) -> Tensor:
         raise NotImplementedError
@@ -79,14 +68,9 @@ class PriorProposal(Regenerated):
 
     def __init__(self, z_shape: tuple[int, ...], chains: Tensor, seed: int, dtype: torch.dtype = torch.float32):
         self.z_shape = z_shape
-        self.chains, self.n_chains = chains, len(chains)
+        self.chains, self.n_chains, self.device = chains, len(chains), chains.device
         self.seed = seed
         self.dtype = dtype
-
-    def grid(self, first_step: int, last_step: int, first_chain: int, last_chain: int) -> Tensor:
-        steps = torch.arange(first_step, last_step, device=self.chains.device)[:, None]
-        chains, steps = torch.broadcast_tensors(self.chains[first_chain:last_chain], steps)
-        return self._draw(chains.reshape(-1), steps.reshape(-1)).reshape(-1, *self.z_shape)
 
     def recall(self, chains: Tensor, steps: Tensor) -> Tensor:
         return self._draw(self.chains[chains], steps).reshape(-1, *self.z_shape)
