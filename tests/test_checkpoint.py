@@ -209,6 +209,7 @@ def assert_same(a, b):
         assert a == b
 
 
+@pytest.mark.slow
 @given(STATES)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_nested_states_come_back_as_they_were(tmp_path, state):

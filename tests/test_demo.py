@@ -12,6 +12,8 @@ from safetensors.torch import save_file
 from spml_fast import cli, demo, sampling
 from spml_fast.sampling import adaptation
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -13,7 +13,7 @@ from torch import nn
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
-pytestmark = pytest.mark.filterwarnings("ignore::spml_fast.sampling.SamplingWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::spml_fast.sampling.SamplingWarning"), pytest.mark.slow]
 
 
 @pytest.fixture

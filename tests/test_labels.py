@@ -437,6 +437,7 @@ def test_sparse_adam_moves_the_rows_of_the_batch_as_adam_does(dtype, device):
     assert (moved[1][index] != start.logits[index]).any(1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse", [False, True], ids=["Adam", "SparseAdam"])
 def test_joint_training_recovers_labels_that_nobody_observed(sparse, device):
     """Two labels that always occur together, one of them observed: the estimates find the other."""

@@ -66,14 +66,16 @@ def test_its_samples_are_the_datas(example, capsys):
     assert "pcn: acceptance 0.6" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_under_torchrun(tmp_path, alone):
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     process = start(tmp_path, launcher=launcher)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert same(tmp_path / "out.pt", alone)
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_with(tmp_path, alone):
     checkpoint = tmp_path / "run.pt"
     process = start(tmp_path, "--checkpoint", str(checkpoint), pause=0.08)

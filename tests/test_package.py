@@ -17,6 +17,7 @@ def python(code, cwd):
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [ROOT, ROOT / "tests", Path(ROOT.anchor)])
 def test_import_from_anywhere(where):
     run = python("import spml_fast; print(spml_fast.s2m_sample, spml_fast._ops.extension.cpu_isa())", where)
@@ -24,6 +25,7 @@ def test_import_from_anywhere(where):
     assert "function s2m_sample" in run.stdout
 
 
+@pytest.mark.slow
 def test_a_source_folder_without_extension_uses_the_installed_one(tmp_path):
     """What happens in the root of a checkout after `pip install .`: a copy of the sources comes first."""
     package = tmp_path / "spml_fast"
@@ -42,6 +44,7 @@ def test_a_source_folder_without_extension_uses_the_installed_one(tmp_path):
         assert "pip install ." in run.stderr
 
 
+@pytest.mark.slow
 def test_importing_is_light():
     """What only training, plots or the demo need is not imported before it is used."""
     heavy = ["lightning", "sklearn", "scipy", "matplotlib", "torchmetrics", "safetensors"]
@@ -77,6 +80,7 @@ def test_info(capsys):
     assert _ops.extension.build_note in out
 
 
+@pytest.mark.slow
 def test_an_unknown_instruction_set_is_refused():
     run = subprocess.run(
         [sys.executable, "-c", "import spml_fast; spml_fast._ops.extension.cpu_isa()"],

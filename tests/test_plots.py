@@ -63,6 +63,7 @@ def adapted(n_stages, channels=1, samples=20):
     return S2MResult(JointClass(range(n_stages)), *parts, diagnostics, AdaptationPath(stages))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [dict(n_stages=1), dict(n_stages=6, channels=3), dict(n_stages=2, samples=1), dict(n_stages=1, samples=0)],
@@ -97,6 +98,7 @@ COUNTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", COUNTS)
 @pytest.mark.parametrize(
     "plot", [plots.plot_unobserved_positives, plots.plot_false_negative_share, plots.plot_distinguishing]
@@ -105,6 +107,7 @@ def test_plots_of_counts(drawn, plot, kind):
     drawn(plot, COUNTS[kind])
 
 
+@pytest.mark.slow
 def test_counts_may_be_tensors_arrays_or_lists(drawn):
     as_tensor = drawn(plots.plot_distinguishing, counts(2))
     assert np.array_equal(drawn(plots.plot_distinguishing, counts(2).numpy()), as_tensor)
@@ -121,6 +124,7 @@ def test_counts_of_another_shape(plot, wrong, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_k_hat_is_drawn_over_the_last_epoch(drawn):
     without = drawn(plots.plot_false_negative_share, counts(2))
     asked = []
@@ -138,22 +142,26 @@ def test_k_hat_is_drawn_over_the_last_epoch(drawn):
     assert last.sum() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 6, plots.NAMED_CLASSES, plots.NAMED_CLASSES + 1, 1000])
 def test_average_precision(drawn, n):
     drawn(plots.plot_average_precision, {f"class {i}": i / n for i in range(n)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [5, 100])
 @pytest.mark.parametrize("value", [0.0, 1.0, float("nan"), None])
 def test_average_precision_that_is_constant(drawn, n, value):
     drawn(plots.plot_average_precision, {str(i): value for i in range(n)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["$", "a$b$", r"$\frac{$", "x_1^{2", "<b>&", "", "long " * 40, r"back\slash"])
 def test_names_are_no_mathematics(drawn, name):
     drawn(plots.plot_average_precision, {name: 0.5, "other": 0.2})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "epochs",
     [
@@ -178,6 +186,7 @@ def test_curves_mark_the_phases(drawn):
     assert not np.array_equal(drawn(plots.plot_curves, two), drawn(plots.plot_curves, one))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "grid",
     [

@@ -169,10 +169,12 @@ def test_no_files_import_each_other():
     assert not import_circle(PACKAGE)
 
 
+@pytest.mark.slow
 def test_no_public_callable_has_too_many_parameters():
     assert not long_signatures(PACKAGE)
 
 
+@pytest.mark.slow
 def test_docstrings_name_their_subject():
     assert not unclear_docstrings(PACKAGE)
 

@@ -88,6 +88,7 @@ def assert_same(a, b):
     assert torch.equal(a.invalid, b.invalid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("staged", [True, False])
 @pytest.mark.parametrize(

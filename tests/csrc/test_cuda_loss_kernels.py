@@ -20,7 +20,7 @@ NONE, MEAN, SUM = 0, 1, 2
 RELATIVE = {torch.float32: 1e-6, torch.float64: 1e-13}
 NO_INVALID = 2**63 - 1
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+pytestmark = [pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"), pytest.mark.slow]
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 

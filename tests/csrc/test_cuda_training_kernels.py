@@ -33,6 +33,7 @@ def emulator(emulate):
     return loaded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
     ("n", "k", "d"),

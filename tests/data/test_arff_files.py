@@ -230,6 +230,7 @@ def test_missing_files_are_named(write):
 # --- the real ones --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "features", "labels", "rows", "sparse", "cardinality"),
     [
@@ -253,6 +254,7 @@ def test_published_sets(real_data, name, features, labels, rows, sparse, cardina
     check_training(splits.train)
 
 
+@pytest.mark.slow
 def test_escaped_names_are_found_where_xml_has_them(real_data):
     names = mulan(real_data("mulan"), "delicious").train.names
     assert "TAG_m\\'usica" in names

@@ -164,6 +164,7 @@ def test_no_archive(tmp_path):
         cifar10(path)
 
 
+@pytest.mark.slow
 def test_real_images(real_data):
     train, test, _ = cifar_7to3(real_data("cifar10-jpeg.tar.gz"), limit=20)
     assert train.x.shape == test.x.shape == (140, 3, 32, 32)

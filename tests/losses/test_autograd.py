@@ -33,6 +33,7 @@ N, L = 5, 7
 # --- the gradient is the derivative of the value --------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "form", "reduction"),
     [(case, form, reduction) for case, form in FORMS for reduction in case.reductions],
@@ -57,6 +58,7 @@ def test_gradcheck_with_eps_and_class_weight(case, reduction, device):
     torch.autograd.gradcheck(lambda z: case.fused(z, labels, second_matrix, **kwargs), z.requires_grad_())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ONE_SMOOTH, ids=ids(ONE_SMOOTH))
 def test_gradcheck_of_strided_logits(case, device):
     z, labels, second_matrix = make_batch(case, N, L, torch.float64, device)

@@ -154,6 +154,7 @@ def test_later_steps_leave_an_earlier_gradient_alone(device):
 # --- pairwise ranking -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ranking_is_a_double_loop(device):
     for n, l in [(5, 1), (6, 7), (3, 700)]:
         z, s = make_logits(n, l, torch.float64), make_labels(AN, n, l)

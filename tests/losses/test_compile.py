@@ -137,6 +137,7 @@ def test_every_op_of_the_losses_is_checked():
     assert checked == registered - others
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ARGUMENTS)
 def test_opcheck(what, device):
     op, args = op_arguments()[what]
@@ -163,6 +164,7 @@ def test_fake_outputs_are_as_the_real_ones(what, device):
     assert properties(fake) == real
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=ids(ONE_OF_EACH))
 def test_fake_losses(case, dtype, device):
@@ -195,6 +197,7 @@ def assert_compiled_is_eager(function, *tensors, backend="aot_eager"):
     assert_all_equal(value_and_grads(compiled, *tensors), value_and_grads(function, *tensors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=ids(ONE_OF_EACH))
 def test_compiled_function(case, device):
     z, labels, second_matrix = make_batch(case, form="matrix" if case.full_labels else "index", device=device)
@@ -209,6 +212,7 @@ def test_compiled_function_without_gradient(device):
     assert torch.equal(value, losses.bce_loss(z, labels))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in ONE_OF_EACH if "none" in c.reductions], ids=lambda c: c.id)
 def test_compiled_entries(case, device):
     z, labels, second_matrix = make_batch(case, device=device)
@@ -218,6 +222,7 @@ def test_compiled_entries(case, device):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["an", "role", "ll_cp"])
 def test_compiled_dtypes(name, dtype, device):
@@ -226,6 +231,7 @@ def test_compiled_dtypes(name, dtype, device):
     assert_compiled_is_eager(lambda z: case.fused(z, labels, second_matrix) * 3, z)
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("name", ["an", "gr", "role"])
 def test_compiled_by_inductor(name, device):
@@ -249,6 +255,7 @@ MODULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_compiled_module_keeps_its_state(name, device):
     """Steps, flips and stores move as they do in eager mode."""
@@ -266,6 +273,7 @@ def test_compiled_module_keeps_its_state(name, device):
         assert torch.equal(twin.state_dict()[key], value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled_role_with_an_estimator(backend, sparse, device):
@@ -280,6 +288,7 @@ def test_compiled_role_with_an_estimator(backend, sparse, device):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "loss", ["an", losses.GRLoss(), losses.EPRLoss(expected_positives=K)], ids=["an", "gr", "epr"]
 )
@@ -289,6 +298,7 @@ def test_compiled_linear_loss(loss, device):
     assert_compiled_is_eager(lambda *head: losses.fused_linear_loss(*head, labels, loss=loss), x, weight, bias)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=ids(ONE_OF_EACH))
 def test_any_batch_size_needs_two_graphs(case, device):
     """The first size is compiled as such, the second for all sizes."""
@@ -301,6 +311,7 @@ def test_any_batch_size_needs_two_graphs(case, device):
     assert counter.frame_count == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [
@@ -332,6 +343,7 @@ def test_schedule_over_twelve_epochs(module, device):
     assert len(set(values)) == {"splc": 2}.get(module.name, 12)
 
 
+@pytest.mark.slow
 def test_compiled_training_step(device):
     """A model, its loss and backward in one graph train as they do in eager mode."""
     model = nn.Linear(5, 20, device=device)

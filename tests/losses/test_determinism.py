@@ -88,6 +88,7 @@ def same_bits(a, b):
             assert torch.equal(bits(first), bits(second)), what
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [*FLOATS, *HALVES], ids=str)
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=lambda case: case.id)
 def test_every_run_gives_the_same_bits(case, dtype, device):
@@ -103,6 +104,7 @@ def test_every_run_draws_and_selects_the_same(dtype, device):
         same_bits(other_outputs(dtype, device), once)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=lambda case: case.id)
 def test_any_number_of_threads_gives_the_same_bits(case, dtype, threads):
@@ -136,6 +138,7 @@ def test_neighbours_do_not_matter(device):
                 assert torch.equal(a, b[rows]), case.id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["an", "gr", "epr"])
 def test_fused_linear_loss_gives_the_same_bits_run_after_run(name, dtype, device):
@@ -166,6 +169,7 @@ def fingerprints():
     return found
 
 
+@pytest.mark.slow
 def test_every_instruction_set_gives_the_same_bits(on_every_isa):
     found = on_every_isa(__file__)
     for isa, hashes in found.items():

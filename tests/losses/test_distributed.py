@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from spml_fast import losses
 
+pytestmark = pytest.mark.slow
+
 N, D, L, ROWS = 24, 5, 31, 40
 PROCESSES = 2
 # Not the same by design: PNS draws by the row's number in its batch, LL-* rank the losses of a batch.

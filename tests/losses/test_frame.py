@@ -34,6 +34,7 @@ def test_losses_of_the_frame():
     assert {case.name for case in FRAMED} == set(FRAMES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("form", ["index", "matrix"])
 @pytest.mark.parametrize("case", FRAMED, ids=ids(FRAMED))

@@ -98,6 +98,7 @@ SIZES = [(1, 3, 5), (7, 1, 1), (1, 1, 1), (16, 12, 20), (37, 5, 81)]
 # --- value and gradients --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("id", MODULES)
 def test_matrix_labels(id, dtype, device):
@@ -114,6 +115,7 @@ def test_index_labels(id, dtype, device):
             assert_same(id, problem(n, d, l, dtype, device, bias), make_index(n, l))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("form", ["index", "matrix"])
@@ -129,6 +131,7 @@ def test_chunks_of_labels(id, form, reduction, weighted, device):
     assert_same(id, problem(n, d, l, torch.float64, device), labels, class_weight, reduction)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "l", "dtype"),
     [
@@ -159,6 +162,7 @@ def test_positives_at_the_edges_of_chunks(device):
     assert_same("an", leaves, reference.label_matrix(labels, l, torch.int8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("id", OBSERVED)
 def test_index_form_is_matrix_form_bit_for_bit(id, dtype, device):
@@ -217,6 +221,7 @@ def test_pns_counts_its_steps(device):
 # --- half precision, strides, empty batches -------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("id", ["an", "gr-fixed", "epr"])
 def test_half(id, dtype, device):
@@ -436,6 +441,7 @@ def test_head_of_a_model_learns(device):
 # --- memory ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", ["an", "gr", "epr"])
 def test_memory_is_that_of_one_chunk(id, device, extra):
     """Beyond the gradients themselves an eighth of what linear and loss take at most, whatever L is."""

@@ -28,6 +28,7 @@ def test_the_measure_sees_the_temporaries_of_eager_code(device, extra):
     assert extra(lambda: without_grad(lambda: torch.sigmoid(z).sum()), z) >= z.nbytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["index", "int8", "float32"])
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES.keys())
@@ -42,6 +43,7 @@ def test_only_the_gradient(loss, shape, form, device, extra):
     assert extra(lambda: without_grad(lambda: loss(z, labels)), z) <= SMALL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", ONE_OF_EACH, ids=lambda case: case.id)
 def test_every_loss(case, dtype, device, extra):

@@ -215,6 +215,7 @@ def nothing_observed(n, l):
     return st.sampled_from([torch.full((n,), -1), torch.zeros(n, l), torch.zeros(n, l, dtype=torch.int8)])
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
 @pytest.mark.parametrize("case", [c for c in UNTOLD if c.name in LEARN_NOTHING], ids=lambda case: case.id)

@@ -126,6 +126,7 @@ def test_ids_are_unique():
     assert len(set(ids(ALL))) == len(ALL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("case", ALL, ids=ids(ALL))
 def test_matrix_form(case, dtype, device):
@@ -135,6 +136,7 @@ def test_matrix_form(case, dtype, device):
         compare(case, z, s.to(dtype), make_matrix(case, s, dtype), device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("case", [c for c in ALL if not c.full_labels], ids=lambda c: c.id)
 def test_index_form(case, dtype, device):
@@ -145,6 +147,7 @@ def test_index_form(case, dtype, device):
         compare(case, z, labels, make_matrix(case, s, dtype), device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["", "weighted"])
 @pytest.mark.parametrize("case", ALL, ids=ids(ALL))
@@ -163,6 +166,7 @@ def test_reductions_and_class_weight(case, reduction, weighted, device):
         compare(case, z, s.to(dtype), second_matrix, device, class_weight=class_weight, reduction=reduction)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["an", "gr", "em", "role", "pr"])
 def test_large_batch(name, device):
     case = next(c for c in ALL if c.name == name)
@@ -174,6 +178,7 @@ def test_large_batch(name, device):
         compare(case, z, form, second_matrix, device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", LABEL_DTYPES, ids=str)
 @pytest.mark.parametrize("case", ALL, ids=ids(ALL))
 def test_label_dtypes_bit_for_bit(case, dtype, device):
@@ -204,6 +209,7 @@ def test_dtypes_of_the_second_matrix(dtype, device):
             ), case.id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in ALL if not c.full_labels], ids=lambda c: c.id)
 @pytest.mark.parametrize("dtype", [*FLOATS, torch.bfloat16], ids=str)
 def test_index_form_is_matrix_form_bit_for_bit(case, dtype, device):
@@ -366,6 +372,7 @@ def test_eps_against_the_reference(case, device):
             compare(case, z, s.to(dtype), second_matrix, device, eps=eps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [c for c in ALL if c.eager is not None], ids=lambda c: c.id)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_as_the_authors_write_it(case, dtype, device):
@@ -504,6 +511,7 @@ def test_inference_mode(device):
     assert value.isfinite()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_property(data):

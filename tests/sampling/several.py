@@ -12,6 +12,7 @@ import math
 import multiprocessing
 import os
 import pathlib
+import random
 import signal
 import socket
 import sys
@@ -279,9 +280,12 @@ def differences(a, b, where=""):
 
 
 def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port that is free, as are the few after it: below those that the system gives to connections."""
+    for port in random.sample(range(10_000, 32_000, 10), 100):
+        with contextlib.suppress(OSError), socket.socket() as s:
+            s.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 def as_torchrun(rank, size, port):

@@ -112,6 +112,7 @@ def test_density_integrates_to_one(covariance):
     assert abs(ratio.mean() - 1) < stats.norm.isf(LEVEL / 2) * error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_place_draws_that_density(covariance):
     mixture = a_mixture(covariance)
@@ -387,6 +388,7 @@ def test_a_mixture_made_by_hand_is_checked(parts, error, message):
         LatentMixture(**RIGHT | parts)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(logits=st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=300))
 def test_weights_that_sum_to_one_within_rounding_are_right(logits):
@@ -543,6 +545,7 @@ def exact_p(sampler, I, J, *, n_steps=60, **options):
     return chi_square_p(result.samples[:, 0].numpy(), true_joint_class(I, J), result.log_weights.dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", ["diag", pytest.param("full", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("I", "J"), [((0,), (1, 2)), ((0, 1, 2), ())])
 def test_discrete_with_a_fitted_mixture(I, J, covariance):
@@ -552,6 +555,7 @@ def test_discrete_with_a_fitted_mixture(I, J, covariance):
     assert exact_p(sampler, I, J, proposal=mixture) > LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("I", "J", "order"), [((0, 1), (2,), (1, 2, 0)), ((1, 2), (0,), None)])
 def test_discrete_with_repeated_adaptation(I, J, order, monkeypatch):
     monkeypatch.setattr(adaptation, "DIRECT_FIT_ESS", 2.0)  # one attribute at a time
@@ -561,11 +565,13 @@ def test_discrete_with_repeated_adaptation(I, J, order, monkeypatch):
     assert exact_p(sampler, I, J, proposal=path.mixture) > LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_discrete_with_adapt(dtype, adapt_all):
     assert exact_p(discrete(dtype), (0, 1, 2), (), proposal=Mixture()) > LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["adapt", pytest.param("path", marks=pytest.mark.slow)])
 def test_discrete_with_adapted_conditional_proposals(how, adapt_all):
     sampler = discrete(conditional=True)
@@ -577,6 +583,7 @@ def test_discrete_with_adapted_conditional_proposals(how, adapt_all):
         assert exact_p(sampler, (1, 2), (0,), proposal=mixture, proposal_class=2, n_steps=80) > LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("conditional", [False, True])
 def test_a_dropped_correction_is_caught(conditional, monkeypatch):
     """The power of the tests above: with log p_z - log p~_z left out, they reject."""
@@ -586,6 +593,7 @@ def test_a_dropped_correction_is_caught(conditional, monkeypatch):
     assert exact_p(sampler, (0, 1, 2), (), proposal=mixture) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_gaussian_with_an_adapted_proposal(covariance):
     gamma = np.array([1.0, 1.5, 0.8])
@@ -657,6 +665,7 @@ def assert_is_a_path(path, I, J):
     assert path.order[0] in target.I
 
 
+@pytest.mark.slow
 def test_six_attributes_one_after_the_other(six_path):
     assert isinstance(six_path, AdaptationPath)
     assert_is_a_path(six_path, range(6), ())
@@ -665,6 +674,7 @@ def test_six_attributes_one_after_the_other(six_path):
         assert stage.mixture.dim == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [0, 1])
 def test_an_adapted_proposal_is_worth_its_stages(case, six_path):
     """Against the prior, which has p = 0.3^6 (about 0.0007) or 0.3^3 0.7^3 (about 0.009) effective samples."""
@@ -678,6 +688,7 @@ def test_an_adapted_proposal_is_worth_its_stages(case, six_path):
     assert adapted.ess_per_proposal >= (20 if case == 0 else 15) * by_prior
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("I", "J"), SIX)
 def test_six_attributes_have_truncated_normal_latents(I, J, adapt_all):
     """What the adapted run draws is exactly the prior, cut off at the thresholds: KS in every dimension."""
@@ -692,6 +703,7 @@ def test_six_attributes_have_truncated_normal_latents(I, J, adapt_all):
     assert np.abs(correlations).max() < stats.norm.isf(LEVEL / 30) / len(x) ** 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [(4, 1, 0, 3, 5, 2), (0, 5, 3, 1, 2, 4)])
 def test_a_given_order_is_kept(order):
     I, J = SIX[1]
@@ -741,6 +753,7 @@ def test_candidates():
     assert candidates(target, (0,), (0, 1, 3)) == [of(0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stochastic", "order"), [(False, None), (True, None), (True, (0, 1, 2, 3, 4, 5))])
 def test_proposals_are_all_that_were_made(stochastic, order):
     sampler = six(stochastic=stochastic)
@@ -761,6 +774,7 @@ def test_a_common_joint_class_takes_one_stage():
         assert path.order == (*I, *J)
 
 
+@pytest.mark.slow
 def test_an_impossible_joint_class_is_an_error():
     sampler = six(0.0, -100.0, 0.0)  # every instance has attribute 1
     for I, J in [(0, 1), ((0, 2), 1)]:
@@ -773,6 +787,7 @@ def test_an_impossible_joint_class_is_an_error():
     assert result.adaptation is None
 
 
+@pytest.mark.slow
 def test_adapt_is_reproducible(threads):
     how = Mixture(n_chains=128)
     path = six().adapt(*SIX[1], how, seed=7)
@@ -802,6 +817,7 @@ def test_options_of_the_fit_are_passed_on():
     assert path.mixture.prior_share == 0.4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_steps", [5, 16, 30])
 def test_max_steps_is_a_limit(max_steps):
     path = six().adapt(range(6), how=Mixture(n_chains=500, max_steps=max_steps), seed=0)
@@ -850,6 +866,7 @@ def test_options_of_the_mixture_are_those_of_its_stages():
             six().sample((0, 1, 2), (), 100, 20, adapt=adapt)
 
 
+@pytest.mark.slow
 def test_only_badly_served_targets_are_adapted():
     thresholds = (-1.0, -1.5) + (THRESHOLD,) * 4
     targets = [((0,), ()), ((2, 3, 4, 5), ()), ((0, 1), ()), ((2, 3), (4, 5))]
@@ -918,6 +935,7 @@ SEVERAL = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), [(name, method) for name in SEVERAL for method in SEVERAL[name][3]])
 def test_targets_of_one_call_equal_separate_calls(name, method, request):
     """Whatever the others and their order: stages draw by a seed of their own target."""
@@ -941,6 +959,7 @@ def test_targets_of_one_call_equal_separate_calls(name, method, request):
         assert counts_only(other.diagnostics) == counts_only(found[target].diagnostics)
 
 
+@pytest.mark.slow
 def test_pilot_runs_do_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -969,12 +988,14 @@ def test_an_interrupted_stage_ends_the_adaptation(steps):
     assert clf.rows == clf.stopped_at
 
 
+@pytest.mark.slow
 def test_what_the_pilot_never_met_is_adapted():
     """p = 0.15^6, about 1e-5: 16,384 proposals hold none, and all weights are about exp(-1e4)."""
     result = six(*[1.0364] * 6).sample(range(6), (), 100, 100, seed=0, proposal=Mixture())
     assert result.adaptation is not None
 
 
+@pytest.mark.slow
 def test_no_stage_is_fitted_to_what_it_never_met():
     """With 64 chains a first look holds 0.75 instances of all six attributes."""
     how = Mixture(n_chains=64)

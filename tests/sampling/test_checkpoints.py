@@ -100,6 +100,7 @@ OFTEN = [("imh", 0.8), ("rejection", 0.35), ("mala", 0.8), ("stochastic", 0.35),
 SELDOM = [case for case in itertools.product(CASES, (0.35, 0.8)) if case not in OFTEN]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "when"), OFTEN + [pytest.param(*case, marks=pytest.mark.slow) for case in SELDOM]
 )
@@ -121,6 +122,7 @@ PHASES = {  # of the file, when killed there: in which calls of G
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
 def test_killed_in_every_phase(tmp_path, path, phase):
     name, n, parts = PHASES[phase]
@@ -142,6 +144,7 @@ def test_langevin_chains_go_on_in_batches_as_large(path):
     assert decoding == 600
 
 
+@pytest.mark.slow
 def test_an_adaptation_is_not_done_again(tmp_path, path):
     n_calls = undisturbed("adapt")[1]
     kill(tmp_path, path, "adapt", "file with its name", 2)
@@ -151,6 +154,7 @@ def test_an_adaptation_is_not_done_again(tmp_path, path):
     assert calls < n_calls / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "n", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
 )
@@ -233,6 +237,7 @@ MORE_OTHER_PROCESSES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "before", "after"),
     OTHER_PROCESSES + [pytest.param(*case, marks=pytest.mark.slow) for case in MORE_OTHER_PROCESSES],
@@ -257,6 +262,7 @@ def test_killed_and_called_again_in_other_processes(tmp_path, path, name, before
     assert differences(again(path, name)[0], undisturbed(name)[0]) == []
 
 
+@pytest.mark.slow
 def test_the_first_process_is_lost(tmp_path, path):
     statuses, said = child(tmp_path, checkpointed, path, "imh", "G", 6, size=2)
     assert statuses == [KILLED, 1]
@@ -264,6 +270,7 @@ def test_the_first_process_is_lost(tmp_path, path):
     assert differences(again(path, "imh")[0], undisturbed("imh")[0]) == []
 
 
+@pytest.mark.slow
 def test_fewer_chains_than_processes(tmp_path, path):
     """One that runs a chain of another's along neither adds to the file nor lacks anything from it."""
     name = "several samples per chain"
@@ -276,6 +283,7 @@ def test_fewer_chains_than_processes(tmp_path, path):
         assert differences(torch.load(f"{path}.{rank}"), expected) == []
 
 
+@pytest.mark.slow
 def test_other_call_is_refused_in_every_process(tmp_path, path):
     again(path, "imh")
     statuses, said = child(tmp_path, functools.partial(checkpointed, n_steps=7), path, "imh", size=2)
@@ -286,6 +294,7 @@ def test_other_call_is_refused_in_every_process(tmp_path, path):
 # --- Ctrl-C ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_ctrl_c_leaves_a_checkpoint(path, name):
     expected, n_calls = undisturbed(name)
@@ -333,6 +342,7 @@ def test_ctrl_c_while_the_file_is_written(path, monkeypatch):
 # --- what a file is good for ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*CASES, *NOTHING, "imh, 1 samples", "mala, 1 samples"])
 def test_a_finished_run_is_not_run_again(path, name, monkeypatch):
     expected, _ = undisturbed(name)
@@ -355,12 +365,14 @@ def _counting(make, calls):
     return counted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_checkpoint_holds_no_code(path, name):
     CASES[name].run(checkpoint=path)
     assert read(path)["s2m_sampling"] == module.VERSION
 
 
+@pytest.mark.slow
 def test_other_batches_may_go_on(tmp_path, path):
     for name, other in {
         "auto": rowwise(plan=Plan(block_steps=3, batch_size=17)),
@@ -423,6 +435,7 @@ def test_a_part_that_lies_about_does_no_harm(path):
     assert not list(path.parent.glob(".*"))
 
 
+@pytest.mark.slow
 def test_time_adds_up(path):
     """Over all processes that worked on it."""
 

@@ -17,8 +17,8 @@ from toys import (
 from spml_fast import MinMax, Plan, S2MSampler
 
 LEVEL = 1e-3
-N_DRAWS = 100_000
-N_STEPS = 150  # the bounds stay under 1e-4, far under what 100,000 draws can see
+N_DRAWS = 50_000
+N_STEPS = 150  # the bounds stay under 1e-4, far under what 50,000 draws can see
 PLAN = Plan(batch_size=2**16)  # these models are small: time goes into calling them
 
 JOINT_CLASSES = [((0,), ()), ((0, 1), ()), ((0,), (1, 2)), ((1, 2), (0,)), ((0, 1, 2), ()), ((2,), (0,))]
@@ -29,7 +29,7 @@ def chi_square_p(states, expected, dtype=torch.float64):
     """p-value of the counts; a state outside the support of the target is impossible, so p = 0.
 
     In float32 the min and the max of equal densities differ by rounding, which leaves such states a share of
-    about 1e-6: fewer than one of 100,000 draws is expected there, more than four would be an error.
+    about 1e-6: fewer than one of 50,000 draws is expected there, more than four would be an error.
     """
     counts = np.bincount(states, minlength=len(expected))
     possible = expected > 0
@@ -51,18 +51,21 @@ def discrete_p(I, J, J_used, *, dtype, device, conditional=False, class_first=Tr
     return chi_square_p(result.samples[:, 0].cpu().numpy(), true_joint_class(I, J), dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("I", "J"), JOINT_CLASSES)
 def test_discrete(I, J, dtype, device):
     assert discrete_p(I, J, J, dtype=dtype, device=device) > LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("I", "J"), [((0,), (1, 2)), ((1, 2), (0,)), ((0, 1, 2), ())])
 def test_discrete_with_labels_drawn_among_positives(I, J, device):
     """gamma = 1 is exact for joint classes that say something of every attribute."""
     assert discrete_p(I, J, J, dtype=torch.float64, device=device, class_first=False) > LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("I", "J", "label"), [((0, 1), (), None), ((0,), (1, 2), None), ((1, 2), (0,), 2)])
 def test_discrete_with_conditional_proposals(I, J, label, dtype, device):
@@ -70,12 +73,14 @@ def test_discrete_with_conditional_proposals(I, J, label, dtype, device):
     assert p > LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("I", "J"), [((0,), (1, 2)), ((1, 2), (0,)), ((2,), (0,))])
 def test_a_dropped_max_term_is_caught(I, J, device):
     """The power of the test above: with the -max over J left out of the weight, it rejects."""
     assert discrete_p(I, J, (), dtype=torch.float64, device=device) < LEVEL
 
 
+@pytest.mark.slow
 def test_a_dropped_fake_class_term_is_caught(device):
     G = DiscreteGenerator(torch.float64, conditional=True)
     clf = DiscreteClassifier(G, class_first=True)
@@ -85,6 +90,7 @@ def test_a_dropped_fake_class_term_is_caught(device):
     assert chi_square_p(result.samples[:, 0].cpu().numpy(), true_joint_class((0, 1), ())) < LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("I", "J"), [((0,), ()), ((0, 1), ()), ((0,), (2,)), ((0, 1), (2,))])
 def test_gaussian(I, J, dtype, device):
@@ -102,6 +108,7 @@ def test_gaussian(I, J, dtype, device):
         assert stats.kstest(x @ np.array(direction), cdf).pvalue > LEVEL / len(directions)
 
 
+@pytest.mark.slow
 def test_gaussian_with_dropped_max_term_is_caught(device):
     gamma = np.array([1.0, 1.5, 0.8])
     G, clf = GaussianGenerator().to(device), GaussianClassifier().to(device)
@@ -111,6 +118,7 @@ def test_gaussian_with_dropped_max_term_is_caught(device):
     assert stats.kstest(x[:, 1], cdf).pvalue < LEVEL
 
 
+@pytest.mark.slow
 def test_adapted_latents_are_corrected(device):
     """Latents drawn from N(0.5, 1) instead of the prior, with log p_z - log p~_z as their log weight."""
     G = DiscreteGenerator().to(device)

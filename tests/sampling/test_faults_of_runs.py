@@ -267,6 +267,7 @@ def fail_and_sample_again(folder, name):
     torch.save((found, ended, CASES["imh"].run(gather=True)), folder / f"failed{rank_here()}.pt")
 
 
+@pytest.mark.slow
 @several_processes
 @pytest.mark.parametrize("name", FAILURES)
 def test_a_process_that_fails_ends_the_run_in_all_at_once(tmp_path, name):
@@ -493,6 +494,7 @@ def interrupted_at_random(folder, name, n):
     torch.save([*zip(found, rows, came, strict=True)], folder / "found.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INTERRUPTED)
 def test_ctrl_c_at_random_moments(tmp_path, name):
     """Whatever was accepted is returned."""
@@ -670,6 +672,7 @@ PACES = [  # images a second, steps, seconds between checkpoints and blocks, and
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("per_second", "n_steps", "every", "block_seconds", "after"), PACES)
 def test_ctrl_c_with_a_slow_generator(tmp_path, per_second, n_steps, every, block_seconds, after):
     log = tmp_path / "rows"
@@ -689,6 +692,7 @@ def test_ctrl_c_with_a_slow_generator(tmp_path, per_second, n_steps, every, bloc
         assert torch.equal(found[field], getattr(expected, field)), field
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("per_second", "n_steps", "every", "block_seconds", "after"), PACES)
 def test_killed_with_a_slow_generator(tmp_path, path, per_second, n_steps, every, block_seconds, after):
     log, rest = tmp_path / "rows", tmp_path / "rest"
@@ -723,6 +727,7 @@ def terminate(folder, path, size, which, name="imh", calls=5, **options):
     return statuses, seconds, [run.said(rank) for rank in range(size)]
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_process_once_the_file_is_written(tmp_path, path):
     statuses, seconds, said = terminate(tmp_path, path, 1, [0], **LONG)
     assert statuses == [TERMINATED], said
@@ -733,6 +738,7 @@ def test_sigterm_ends_the_process_once_the_file_is_written(tmp_path, path):
     assert differences(found, CASES["imh"].run(n_steps=2000)) == []
 
 
+@pytest.mark.slow
 @several_processes
 @pytest.mark.parametrize("which", [[0, 1], [1], [0]])
 def test_sigterm_in_two_processes(tmp_path, path, which):
@@ -749,6 +755,7 @@ def test_sigterm_in_two_processes(tmp_path, path, which):
     assert differences(found, CASES["imh"].run(n_steps=2000)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "calls", "parts"), [("adapt", 5, set()), ("mala", 25, {"pool 0"})])
 def test_sigterm_in_other_phases(tmp_path, path, name, calls, parts):
     statuses, seconds, said = terminate(tmp_path, path, 1, [0], name, calls)

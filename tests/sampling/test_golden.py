@@ -37,6 +37,7 @@ def requires(case, same_pytorch):
         pytest.skip("PyTorch's exponentials have other bits on this machine than where the file was recorded")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_in_one_process(golden, same_pytorch, name):
     requires(CASES[name], same_pytorch)
@@ -65,6 +66,7 @@ def run_of(case, **options):
     return Run(first_chain=run.first_chain, **options)
 
 
+@pytest.mark.slow
 def test_in_two_processes(golden, same_pytorch, tmp_path):
     children = Children(tmp_path, 2, run_all, tmp_path)
     assert children.end() == [0, 0], (children.said(0), children.said(1))
@@ -98,6 +100,7 @@ def killed_run(folder, name, call):
     os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KILLED)
 def test_after_a_kill(golden, same_pytorch, tmp_path, name):
     requires(CASES[name], same_pytorch)

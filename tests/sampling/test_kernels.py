@@ -101,6 +101,7 @@ def test_log_weight_is_finite_for_large_logits(dtype, device):
         assert error[live].max() < 2e-6  # a few units in the last place of the largest term
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_log_weight_property(data):
@@ -311,6 +312,7 @@ def fingerprints():
     return [hashlib.sha256(b.numpy().tobytes()).hexdigest() for b in bits]
 
 
+@pytest.mark.slow
 def test_every_instruction_set_gives_the_same_bits(on_every_isa):
     found = on_every_isa(__file__)
     assert "baseline" in found
@@ -380,6 +382,7 @@ def op_arguments(device):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", range(7))
 def test_opcheck(case, device):
     op, args, kwargs = op_arguments(device)[case]

@@ -74,6 +74,7 @@ def gaussian(dtype=torch.float64, conditional=False, changed=None, **options):
     return S2MSampler(G, clf, **{"weight": MinMax(gamma=GAMMA), **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("I", "J"), [((0,), ()), ((0, 1), ()), ((0,), (2,)), ((0, 1), (2,))])
 def test_gaussian(I, J, dtype, device):
@@ -83,18 +84,21 @@ def test_gaussian(I, J, dtype, device):
     assert smallest_p(result.samples, exact_cdfs(I, J)) > LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("I", "J", "label"), [((0, 1), (), None), ((0,), (2,), None), ((0, 1), (2,), 2)])
 def test_gaussian_with_conditional_proposals(I, J, label):
     result = mala(gaussian(conditional=True), I, J, 10_000, 40, seed=12, proposal_class=label)
     assert smallest_p(result.samples, exact_cdfs(I, J)) > LEVEL
 
 
+@pytest.mark.slow
 def test_a_dropped_fake_class_term_is_caught():
     sampler = gaussian(conditional=True, changed=lambda a, fake, v: (a, 0 * fake, v))
     result = mala(sampler, (0, 1), (), 10_000, 40, seed=12)
     assert smallest_p(result.samples, exact_cdfs((0, 1), ())) < LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("I", "J"), [((0,), (1,)), ((0, 2), ())])
 def test_gamma_and_temperatures(I, J):
     """Proposal density times weight on a grid, by the specification."""
@@ -144,6 +148,7 @@ def test_a_dropped_prior_is_caught(monkeypatch):
     assert smallest_p(result.samples, exact_cdfs((0, 1), ())) < LEVEL
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_wrong_does_no_harm():
     """The drift is part of a proposal that is corrected for."""
     sampler = gaussian(changed=lambda a, v: (a, v.detach()))
@@ -161,12 +166,14 @@ def a_mixture():
     return LatentMixture(one, torch.full((1, 2), 0.8).double(), torch.full((1, 2), 0.5).double(), 0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proposal", [shifted, a_mixture()], ids=["drawn", "mixture"])
 def test_where_chains_start_does_not_matter(proposal):
     result = mala(gaussian(), (0, 1), (2,), 10_000, 60, seed=5, proposal=proposal)
     assert smallest_p(result.samples, exact_cdfs((0, 1), (2,))) > LEVEL
 
 
+@pytest.mark.slow
 def test_thinned_samples_have_the_target_distribution():
     """500 chains of 20 samples each, far enough apart for tests of independent ones."""
     result = mala(gaussian(), (0, 1), (2,), 10_000, 60, seed=2, samples_per_chain=20, thin=25)
@@ -260,6 +267,7 @@ def test_what_is_never_met_has_no_sample():
 # --- the step size --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [2, 40])
 def test_the_step_size_is_tuned(dim):
     """And fixed after warm-up: the same number for any number of samples of each chain."""
@@ -290,6 +298,7 @@ def test_the_trace_is_of_the_steps_after_warm_up(monkeypatch):
 # --- reproducible ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proposal", [None, lambda n, g: (torch.randn(n, 4, generator=g), torch.zeros(n))])
 def test_same_samples_whatever_the_batches(proposal):
     expected = mala(rowwise(), I, J, proposal=proposal)
@@ -332,6 +341,7 @@ POOLS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("proposal", [None, "drawn"])
 @pytest.mark.parametrize("pool", POOLS)
 def test_targets_of_one_call_equal_separate_calls(pool, proposal):
@@ -591,6 +601,7 @@ def test_ctrl_c_in_the_first_move(call):
     assert_same(result, rowwise().sample(I, J, 60, START_STEPS, seed=0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("late", "taken"), [(30, 1), (36, 1), (37, 2), (40, 2)])
 def test_ctrl_c_between_samples_keeps_those_taken(late, taken):
     options = dict(samples_per_chain=3, thin=7)
@@ -610,6 +621,7 @@ def test_ctrl_c_at_the_very_start_is_raised():
 TWO = (((0,), ()), ((1,), ()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [1, 5, 29])
 @pytest.mark.parametrize("second", [False, True])
 def test_ctrl_c_stops_all_targets_at_the_same_step(late, second):
@@ -749,6 +761,7 @@ def test_a_start_that_turns_out_to_have_no_weight():
     assert (result.samples > 1.2).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_logits_of_low_precision_at_the_edge_of_the_support(dtype):
     """Where log w falls to -inf its gradient is beyond float16; any drift would do, as it is corrected for."""

@@ -161,6 +161,7 @@ def hard_discrete():
     return S2MSampler(G, DiscreteClassifier(G, class_first=True), weight=weight, plan=plan)
 
 
+@pytest.mark.slow
 def test_the_distance_to_the_target_is_below_tol():
     """Estimated from 20,000 chains. An estimate's mean is at most the true distance plus ``noise``."""
     sampler = hard_discrete()
@@ -176,6 +177,7 @@ def test_the_distance_to_the_target_is_below_tol():
     assert total_variation(short) > TOL + noise(N_CHAINS)  # the estimate sees chains that are too short
 
 
+@pytest.mark.slow
 def test_auto_does_not_depend_on_the_batches(threads):
     method = IMH(tol=0.02, samples_per_chain=3)
     expected = rowwise().sample(I, J, 150, "auto", method=method, seed=3)
@@ -305,6 +307,7 @@ def assert_states_of_the_long_chain(make, n_chains, n_steps, method, **options):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_steps", [None, 1, 7])
 @pytest.mark.parametrize(("n_steps", "thin"), [(50, None), (50, 3), (60, 75), ("auto", None), ("auto", 11)])
 def test_samples_are_states_of_the_long_chain(n_steps, thin, block_steps):
@@ -347,6 +350,7 @@ def test_samples_of_mixture_proposals():
         assert_states_of_the_long_chain(rowwise, 60, 50, method, seed=9, proposal=mixture, run=run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drawn", [False, True])
 def test_samples_of_a_stochastic_generator(drawn):
     """x depends on noise: each row keeps the x and the latent that met in one call."""
@@ -375,6 +379,7 @@ def test_samples_of_a_stochastic_generator(drawn):
         assert torch.equal(seen[tuple(latent.tolist())], x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_steps", [80, "auto"])
 def test_thinned_samples_have_the_target_distribution(n_steps):
     """2,000 chains of 50 samples each; bound and correlation of neighbours are under 1e-4."""
@@ -386,6 +391,7 @@ def test_thinned_samples_have_the_target_distribution(n_steps):
     assert chi_square_p(result.samples[:, 0].numpy(), true_joint_class(*TARGET)) > LEVEL
 
 
+@pytest.mark.slow
 def test_too_little_thinning_would_be_seen():
     """The power of the test above: neighbours one step apart are copies as often as the chain rejects."""
     result = discrete().sample(*TARGET, 100_000, 80, method=IMH(samples_per_chain=1000, thin=1), seed=7)

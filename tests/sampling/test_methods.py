@@ -85,6 +85,7 @@ log_weights_lists = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(
     log_weights=log_weights_lists,
@@ -107,6 +108,7 @@ def test_resampling_is_systematic(log_weights, n, uniform):
     assert (counts <= np.ceil(mean + slack)).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(log_weights=log_weights_lists.filter(lambda x: max(x) > -math.inf), n=st.integers(1, 20))
 def test_expected_counts_are_the_weights(log_weights, n):
@@ -130,6 +132,7 @@ def all_at_once(log_weights, n, uniform):
 cuts_of_60 = st.sets(st.integers(1, 59))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=300)
 @given(
     log_weights=log_weights_lists,
@@ -163,6 +166,7 @@ def test_resampling_holds_few_blocks_at_a_time():
     assert max(most) < 5
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=200)
 @given(
     pairs=st.lists(
@@ -297,6 +301,7 @@ def drawn_p(sampler, expected, method, I, J, dtype=torch.float64, **options):
     return chi_square_p(result.samples[:, 0].cpu().numpy(), expected, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("I", "J"), JOINT_CLASSES)
 @pytest.mark.parametrize("method", METHODS)
@@ -305,6 +310,7 @@ def test_discrete(method, I, J, dtype, device):
     assert drawn_p(sampler, true_joint_class(I, J), method, I, J, dtype) > LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("I", "J", "label"), [((0, 1), (), None), ((1, 2), (0,), 2)])
 def test_discrete_with_conditional_proposals(I, J, label, method):
@@ -312,6 +318,7 @@ def test_discrete_with_conditional_proposals(I, J, label, method):
     assert drawn_p(sampler, true_joint_class(I, J), method, I, J, proposal_class=label) > LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("I", "J"), [((0,), (1, 2)), ((0, 1, 2), ())])
 def test_discrete_with_labels_drawn_among_positives(I, J, method):
@@ -342,6 +349,7 @@ def by_the_weights(clf, I, J, label=None):
     return (p / p.sum()).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("I", "J", "label"), [((0,), (1,), None), ((0, 1), (), None), ((1,), (2,), 1)])
 def test_gamma_and_temperatures(I, J, label, method):
@@ -351,6 +359,7 @@ def test_gamma_and_temperatures(I, J, label, method):
     assert drawn_p(sampler, true_joint_class(I, J), method, I, J) < LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("I", "J"), [((0,), (1, 2)), ((2,), (0,))])
 def test_a_dropped_max_term_is_caught(I, J, method):
@@ -399,6 +408,7 @@ def bias(method, n_chains, n_steps, n_runs=700, row=None, tilt=TILT, **options):
     return error[at], shares[:, at].std(ddof=1) / n_runs**0.5, np.mean(bounds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_chains", "n_steps"), [(4, 2), (16, 4), (64, 8)])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_bias_is_within_its_bound(method, n_chains, n_steps):
@@ -426,6 +436,7 @@ def test_the_bias_of_automatic_runs_is_within_its_bound(method):
     assert error <= bound + SURE * noise
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_each_row_is_as_good_as_another(method):
     """tv_bound is of each sample."""
@@ -459,6 +470,7 @@ def test_automatic_runs_are_as_long_as_the_target_that_needs_most(method):
         assert_same(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("n_steps", [33, None])
 def test_same_samples_whatever_the_batches(method, n_steps):
@@ -492,6 +504,7 @@ def in_one_block(method, stochastic):
     return result
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(
     method=st.sampled_from(list(METHODS)),
@@ -559,6 +572,7 @@ def test_samples_can_be_trained_on(method):
 # --- automatic length -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("n_samples", [1, 7, 500])
 @pytest.mark.parametrize("tol", [0.3, 0.01, 0.002])
@@ -748,6 +762,7 @@ def a_mixture(dim=3):
     return LatentMixture(one, torch.full((1, dim), 0.4).double(), torch.full((1, dim), 1.1).double(), 0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("proposal", [shifted, a_mixture()], ids=["drawn", "mixture"])
 def test_other_proposals_are_corrected(method, proposal):
@@ -762,6 +777,7 @@ def test_a_correction_left_out_is_caught(method):
     assert wrong < LEVEL
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("proposal", [lambda n, g: torch.randn(n, 4, generator=g), a_mixture(4)])
 def test_other_proposals_whatever_the_batches(method, proposal):
@@ -800,6 +816,7 @@ class Same(nn.Module):
         return 1 * z
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [pytest.param("rejection", marks=pytest.mark.slow), "resample"])
 def test_adapted_proposals_have_the_target_distribution(method):
     sampler = S2MSampler(Same(), Corner())

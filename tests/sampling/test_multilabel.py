@@ -39,6 +39,7 @@ def test_weights_are_those_of_the_probabilities(I, J):
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("I", "J"), TARGETS)
 def test_draws_are_of_the_joint_class(I, J):
     """States either have an attribute or not; a classifier that knows leaves p_data within the joint class."""

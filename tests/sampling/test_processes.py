@@ -104,6 +104,7 @@ def test_cases_cover_what_they_say():
     assert all(result["chains"].numel() == 0 for result in SHARED["imh, no support"].run())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", several.SPECIAL)
 def test_special_cases(tmp_path, name):
     statuses, said = child(tmp_path, several.run_special, tmp_path, name, size=3)
@@ -203,6 +204,7 @@ def apart(tmp_path_factory):
     return {child.folder.name: (child.folder, child.end()) for child in started}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "named"),
     [
@@ -233,6 +235,7 @@ def test_a_process_that_does_not_come_is_named(everything, n):
     assert f"Ranks {n - 1} failed to pass monitoredBarrier in 1000 ms" in others[0][1]
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_come_to_the_first_call(apart):
     """There is no process group yet, whose making all processes are needed for."""
     folder, statuses = apart["absent"]
@@ -255,6 +258,7 @@ def test_the_end_of_one_process_ends_the_job(end, said, tmp_path):
     assert said in stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "lost"), [("imh", 0), ("imh", 1), ("imh", 2), ("rejection", 1), ("mala", 1), ("adapt", 1)]
 )
@@ -288,6 +292,7 @@ def test_an_exception_in_one_process_reaches_the_others(tmp_path):
 # --- Ctrl-C, groups, and who speaks ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "at"),
     [
@@ -319,6 +324,7 @@ def test_ctrl_c_before_anything_was_sampled(tmp_path):
     assert saved(tmp_path, "interrupted", 2) == ["KeyboardInterrupt"] * 2
 
 
+@pytest.mark.slow
 def test_a_group_that_is_there_is_used_and_left(tmp_path):
     statuses, said = child(tmp_path, several.in_a_group, tmp_path, size=2)
     assert statuses == [0, 0], said
@@ -335,6 +341,7 @@ def test_a_group_that_is_there_is_used_and_left(tmp_path):
     assert found[1]["seconds alone"] < 2  # the other one slept longer
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
 def test_a_group_that_its_owner_ends_is_gone(tmp_path):
     """With its threads: one that still lets go of a tensor while Python shuts down aborts the process."""
@@ -343,6 +350,7 @@ def test_a_group_that_its_owner_ends_is_gone(tmp_path):
     assert saved(tmp_path, "threads", 2) == [[0, 0], [0, 0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("made_by", ["caller", "sampler", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_a_group_that_was_destroyed_and_made_again(tmp_path, made_by):
     """With a store of the group's own; torchrun's store is one for all groups."""

@@ -310,6 +310,7 @@ def in_processes(path, size, **options):
     return [torch.load(f"{path}.{rank}", weights_only=True) for rank in range(size)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 3])
 def test_processes_share_the_chains(tmp_path, size):
     for found in in_processes(tmp_path / "run", size, gather=True):
@@ -324,6 +325,7 @@ def test_processes_share_the_chains(tmp_path, size):
                 assert torch.equal(share[t][name], whole[name][here])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize(("at", "late"), [(0, False), (0, True), (5, False), (11, True), (16, True)])
 @pytest.mark.parametrize(("size", "then"), [(1, 2), (2, 1)])
@@ -494,6 +496,7 @@ class Plain(Kernel):
         return Draws(*rows, state.log_weight[rows], state.step[rows], kept=kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "proposal",
     [None, several.draw, several.draw_weighted, several.a_mixture(), several.latents(24, 60), Mixture()],

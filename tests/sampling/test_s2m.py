@@ -163,6 +163,7 @@ def test_latent_shapes(z_dim):
 # --- same seed, same samples ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_same_samples_whatever_the_batches(device, threads):
     results = []
     for n_threads, batch_size, block_steps in itertools.product((1, 2), (64, 1000, 10**6), (1, 7, 200)):

@@ -175,6 +175,7 @@ def fingerprints():
     return found
 
 
+@pytest.mark.slow
 def test_every_instruction_set_gives_the_same_bits(on_every_isa):
     found = on_every_isa(__file__)
     for isa, hashes in found.items():
@@ -225,6 +226,7 @@ def test_inference_mode(device):
         _ops.adam_linear_(weight, *problem[1:], 5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 @every_dtype
 def test_opcheck(dtype, device):

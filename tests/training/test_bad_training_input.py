@@ -360,6 +360,7 @@ for mode in MODES[1:]:
 refused("finetune with sparse validation", ValueError, "validation: ", **tuned(), validation=(sparse(X), FULL))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("error", "match", "data", "options"), CASES.values())
 @pytest.mark.filterwarnings("ignore:Casting complex values", "ignore:overflow encountered in cast")
 def test_refused_before_training(error, match, data, options, tmp_path):

@@ -60,6 +60,7 @@ def by_loss(digits):
 # --- every loss -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", losses.registry)
 def test_every_loss_learns(name, by_loss, digits):
     """A ranking by chance has the share of positives for its mAP, 0.44 here. IU, to which nothing is negative,
@@ -382,6 +383,7 @@ def test_validation_by_observed_labels(small):
 # --- randomness -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["linear", "finetune", "linear_init"])
 def test_same_seed_same_result_and_the_global_streams_are_left_alone(mode, images):
     data, _ = images
@@ -433,6 +435,7 @@ def images():
     return first(splits.train, 160), first(splits.test, 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATEFUL)
 @pytest.mark.parametrize("mode", ["finetune", "linear_init"])
 def test_trunks_learn(mode, name, images):
@@ -604,6 +607,7 @@ class Images(Dataset):
 DRAWS = "a DataLoader draws from torch's global stream, so the new head starts elsewhere"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [
     "linear", "linear_init", pytest.param("finetune")
 ])  # fmt: skip
@@ -647,6 +651,7 @@ def finished(small, tmp_path_factory):
     return folder, train(small[0], test=small[1], out=folder, **RUN)
 
 
+@pytest.mark.slow
 def test_files_of_a_run(finished):
     folder, _ = finished
     names = {path.name for path in folder.iterdir()}
@@ -656,6 +661,7 @@ def test_files_of_a_run(finished):
     assert all((folder / name).stat().st_size > 0 for name in names)
 
 
+@pytest.mark.slow
 def test_the_model_of_a_run_predicts_as_the_result(finished, small):
     folder, result = finished
     model = load_classifier(folder)
@@ -695,6 +701,7 @@ def test_metrics_of_a_run(finished, small):
     assert {**plain, "seconds": None} == {**result.metrics, "seconds": None}
 
 
+@pytest.mark.slow
 def test_metrics_of_a_run_that_diverged_late_are_json(small, tmp_path):
     class Breaks(nn.Module):
         def set_epoch(self, epoch):
@@ -708,6 +715,7 @@ def test_metrics_of_a_run_that_diverged_late_are_json(small, tmp_path):
     assert strict_json(tmp_path / "metrics.json")["selected"] == result.metrics["selected"]
 
 
+@pytest.mark.slow
 def test_the_same_call_on_a_finished_run_gives_the_same_without_training(small, tmp_path, monkeypatch):
     data, test = small
     before = train(data, test=test, out=tmp_path, **RUN)
@@ -787,6 +795,7 @@ def test_a_run_of_data_that_differ_elsewhere_is_not_continued(what, small, image
         train(after, out=tmp_path, **options | with_after)
 
 
+@pytest.mark.slow
 def test_resume_false_starts_anew(small, tmp_path):
     data, test = small
     train(data, test=test, out=tmp_path, **RUN)
@@ -803,12 +812,14 @@ def test_resume_false_starts_anew(small, tmp_path):
         train(data, test=test, out=tmp_path, **RUN)
 
 
+@pytest.mark.slow
 def test_what_does_not_matter_may_change_between_calls(finished, small, capsys):
     folder, result = finished
     again = train(small[0], test=small[1], out=RunRecord(folder, track_recovery=False, title="digits"), **RUN)
     assert torch.equal(again.test_probabilities, result.test_probabilities)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_trunk_needs_it_to_be_loaded(images, tmp_path):
     data, test = images
     options = dict(linear=dict(epochs=2), finetune=dict(trunk=cnn(), epochs=2, lr=1e-3))

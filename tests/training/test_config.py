@@ -317,6 +317,7 @@ def metrics_of(folder):
     return plain(json.loads((folder / "metrics.json").read_text()))
 
 
+@pytest.mark.slow
 def test_a_run_is_a_training_with_these_settings(run):
     _, folder, result = run
     splits = digit_attributes(seed=1)
@@ -329,6 +330,7 @@ def test_a_run_is_a_training_with_these_settings(run):
     assert metrics_of(folder) == plain(result.metrics)
 
 
+@pytest.mark.slow
 def test_the_folder_has_everything(run):
     names = {path.name for path in run[1].iterdir()}
     assert names >= {

@@ -11,6 +11,8 @@ from torch.utils.data import Dataset, TensorDataset
 from spml_fast import DensityRatioFit, Heads, train_density_ratio
 from spml_fast.training.density_ratio import NEW_SPELLINGS, fit_temperature
 
+pytestmark = pytest.mark.slow
+
 # Data: two classes, N(+-1, 1) in the first coordinate, N(0, 1) in the second. Generator: N(0, s^2)
 # in both, so that every log ratio has a closed form.
 SCALE = 1.5

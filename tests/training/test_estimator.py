@@ -29,11 +29,13 @@ EXPECTED_FAILED_CHECKS = {
 }
 
 
+@pytest.mark.slow
 @parametrize_with_checks([SinglePositiveClassifier()], expected_failed_checks=lambda _: EXPECTED_FAILED_CHECKS)
 def test_checks_of_scikit_learn(estimator, check):
     check(estimator)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_no_check_fails_but_those_that_are_expected_to():
     # With a seed: by chance, two columns are in the order of one once in 200 times.
@@ -355,6 +357,7 @@ def test_pickle(data):
 # --- with others ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_grid_search(data):
     X, y, labels, X_test, labels_test = data
     grid = {"loss": ["an", "gr", "role"], "lr": [1e-2, 1e-5]}

@@ -22,6 +22,8 @@ from spml_fast.labels import single_positives
 from spml_fast.training.finetune import Batches, Rows, loader
 from spml_fast.training.trunks import small_cnn
 
+pytestmark = pytest.mark.slow
+
 PROCESSES, BATCH, EPOCHS = 2, 16, 3
 DATA = Path(os.environ.get("SPML_FAST_DATA", "no data"))
 DATA_FILE = "SPML_FAST_TEST_DATA_FILE"

@@ -128,6 +128,7 @@ def csr_matrices(draw):
     return csr_matrix((np.array(values, dtype), np.array(columns, np.int32), starts), shape=(n, d))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(x=csr_matrices(), dense_bytes=st.sampled_from([0, linear.DENSE_BYTES]), data=st.data())
 def test_sparse_features_are_the_dense_ones(x, dense_bytes, data):
@@ -552,6 +553,7 @@ def test_best_run_compares_validation_maps():
 GRID = dict(lrs=[1e-1, 1e-3], batch_sizes=[8, 16])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_run_continued_from_any_epoch_has_the_bits_of_one_that_was_not_interrupted(name, tmp_path):
     task, saved = make_task(name), []

@@ -237,6 +237,7 @@ def learn_by_hand(name, epochs, first_epoch=1):
     return [p.detach() for p in learned], values, loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_epoch", [1, 3])
 @pytest.mark.parametrize("name", ["gr", "role", "an", "ll_cp", "pns", "iun", "gpr", "epr", "splc"])
 def test_training_is_a_plain_loop(name, first_epoch):
@@ -576,6 +577,7 @@ def test_a_batch_without_x_or_labels_is_refused_by_name(kind):
 STATEFUL = ("gr", "role", "ll_cp", "em_apl", "pns")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATEFUL)
 def test_lightnings_own_checkpoint_continues(tmp_path, name):
     keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
@@ -609,6 +611,7 @@ def test_a_checkpoint_has_the_losss_state(tmp_path, name):
     assert "observed" not in state  # it can be large, and the user has it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATEFUL)
 def test_a_copy_learns_on_its_own(name):
     module = module_of(name)

@@ -156,6 +156,7 @@ def test_keys_are_escaped(tmp_path):
     assert [EVIL, "1"] in page.rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", METRICS)
 @pytest.mark.parametrize("how", ["absent", "null"])
 def test_a_key_may_be_missing(tmp_path, missing, how):

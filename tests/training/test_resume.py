@@ -268,6 +268,7 @@ def end_of(end):
     return f"{moment} {n} {how or ''}".strip()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "end"),
     [
@@ -298,6 +299,7 @@ def test_what_must_be_kept_matters():
     assert not torch.allclose(*(result.train_probabilities for result in drop), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(tmp_path, trained):
     run = ("linear", "role", tmp_path)
     killed(run, "batch", None, 3, die)
@@ -342,6 +344,7 @@ TUNED_AND_KILLED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "end"), TUNED_AND_KILLED)
 def test_killed_fine_tuning_continues(tmp_path, trained, case, end):
     (mode, loss, dropout), (moment, n, how, kept) = case, end
@@ -393,6 +396,7 @@ def train_on_noisy_images(out, **changes):
     return train_on_cpu(noisy, finetune=finetune, out=out, validation=(data.x[:50], data.labels[:50]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_augmentation_does_not_depend_on_whether_the_run_was_resumed(tmp_path, workers):
     expected = train_on_noisy_images(TRACKED, workers=workers)
@@ -414,6 +418,7 @@ class _StopAfter(lightning.Callback):
             raise KeyError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["role", "gr"])
 def test_linear_init_killed_in_its_linear_phase_continues(tmp_path, trained, loss):
     run = ("linear_init", loss, tmp_path)
@@ -457,6 +462,7 @@ def _train_and_wait(run, n):
     train(*run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "file", "n"), [("linear", "linear.pt", 70), ("finetune", "finetune.ckpt", 12)])
 def test_killed_from_outside_as_soon_as_there_is_a_checkpoint(tmp_path, trained, mode, file, n):
     """Wherever it then is."""
@@ -467,6 +473,7 @@ def test_killed_from_outside_as_soon_as_there_is_a_checkpoint(tmp_path, trained,
     assert_same_result(result, undisturbed(mode, "role", 0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", AT_FILE)
 @pytest.mark.parametrize("file", ["settings.json", "model.safetensors", "predictions.npz", "metrics.json"])
 def test_killed_while_other_files_are_written(tmp_path, trained, file, how):
@@ -486,6 +493,7 @@ def interrupt(*_):
     signal.raise_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "n", "kept"),
     [
@@ -511,6 +519,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_call_continues(tmp_path, traine
     assert_same_result(result, undisturbed(mode, "role", 0.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "file"), [("linear", "linear.pt"), ("finetune", "finetune.ckpt")])
 def test_ctrl_c_while_the_checkpoint_is_written(tmp_path, monkeypatch, trained, mode, file):
     run = (mode, "role", tmp_path, 0.0)
@@ -550,6 +559,7 @@ def _cli_and_wait(arguments, n, stderr):
     os._exit(status)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "file", "n"), [("linear", "linear.pt", 60), ("finetune", "finetune.ckpt", 12)])
 def test_ctrl_c_at_the_command_line(tmp_path, capsys, trained, mode, file, n):
     out, stderr = tmp_path / "run", tmp_path / "stderr"
@@ -577,6 +587,7 @@ def finished(request, tmp_path):
     return run, train(*run)
 
 
+@pytest.mark.slow
 def test_a_finished_run_given_again_trains_nothing_and_returns_the_same(finished, trained):
     run, result = finished
     again = train(*run)
@@ -599,6 +610,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_other_settings_are_refused_by_name(tmp_path, trained, name):
     train("finetune", "role", tmp_path)
@@ -653,6 +665,7 @@ def test_a_trunk_of_other_weights_is_refused(tmp_path):
         train(*run, finetune=dict(trunk=nn.Sequential(nn.Flatten(), nn.Linear(64, 24))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["progress", "title"])
 def test_what_a_run_need_not_have_in_common_may_change(tmp_path, trained, capsys, what):
     killed(("linear", "gr", tmp_path), "file", "linear.pt", 3, AT_FILE["file with its name"])
@@ -669,6 +682,7 @@ def anew(run):
     return (*run[:2], RunRecord(run[2], resume=False), *run[3:])
 
 
+@pytest.mark.slow
 def test_resume_false_starts_anew(finished, trained):
     run, result = finished
     again = train(*anew(run))
@@ -731,6 +745,7 @@ NUMPY = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "name", "value"),
     NUMPY,
@@ -754,6 +769,7 @@ SAME = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAME)
 def test_the_same_settings_written_otherwise_are_the_same(tmp_path, trained, name):
     run = ("linear" if "linear" in SAME[name] else "finetune", "gr", tmp_path)
@@ -777,6 +793,7 @@ FILES = [("linear", "linear.pt"), ("finetune", "finetune.ckpt")]
 TUNING_FAILS = [FILES[0], pytest.param(*FILES[1])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize(("mode", "file"), TUNING_FAILS)
 def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, mode, file, damage):
@@ -789,6 +806,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path, mode, file, damage):
     assert_same_result(train(*anew(run)), undisturbed(mode, "gr"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "file"), FILES)
 @pytest.mark.parametrize("state", [{"a": 1}, [1, 2], {"finished": [], "group": {"weight": torch.zeros(2)}}])
 def test_a_checkpoint_of_something_else_is_refused_by_name(tmp_path, mode, file, state):
@@ -828,6 +846,7 @@ def with_a_bomb(run, path, hidden):
     return marker
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "file"), FILES)
 @pytest.mark.parametrize("hidden", [False, True])
 def test_code_in_a_checkpoint_is_not_executed(tmp_path, mode, file, hidden):
@@ -840,6 +859,7 @@ def test_code_in_a_checkpoint_is_not_executed(tmp_path, mode, file, hidden):
     assert marker.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "file"), TUNING_FAILS)
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_checkpoint_with_code_is_refused_by_name(tmp_path, mode, file, hidden):

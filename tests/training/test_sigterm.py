@@ -59,6 +59,7 @@ TRAININGS = {
 CHECKPOINTS = {"linear": "linear.pt", "finetune": "finetune.ckpt"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", TRAININGS)
 def test_the_process_ends_within_a_batch(training, tmp_path):
     script = f"{SLOW}\n{TRAININGS[training]}\nprint('went on')"
