@@ -59,6 +59,11 @@ class Plan:
         for name in ("batch_size", "block_steps"):
             if getattr(self, name) is not None:
                 count(getattr(self, name), name)
+        if self.device is not None:
+            try:
+                torch.device(self.device)
+            except (RuntimeError, TypeError) as error:
+                raise ValueError(f"device must be one of PyTorch's, got {self.device!r}") from error
         if self.precision is not None and not isinstance(self.precision, torch.dtype):
             raise TypeError(f"precision must be a torch.dtype, for example torch.bfloat16, got {self.precision!r}")
         if self.memory_format is not None and not isinstance(self.memory_format, torch.memory_format):

@@ -57,6 +57,9 @@ class Run:
             raise TypeError(f"checkpoint must be a path, got {self.checkpoint!r}")
         if not isinstance(self.every, Real) or not self.every >= 0:
             raise ValueError(f"every must be a number of seconds, 0 or more, got {self.every!r}")
+        for name in ("gather", "distributed"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
         count(self.first_chain, "first_chain", least=0)
 
 

@@ -917,6 +917,7 @@ def test_bad_arguments(arguments, error, message):
     ("options", "error", "message"),
     [
         (dict(tol=0), ValueError, "tol must be between 0 and 1, got 0"),
+        (dict(tol="0.1"), ValueError, "tol must be between 0 and 1, got '0.1'"),
         (dict(max_steps=0), ValueError, "max_steps must be between 1 and"),
         (dict(max_steps=2.5), TypeError, "max_steps must be an integer, got 2.5"),
         # Their samples do not belong to chains.

@@ -545,11 +545,13 @@ def test_bad_sampler_arguments():
     [
         (Plan, dict(batch_size=0), ValueError, "batch_size must be between"),
         (Plan, dict(block_steps=1.5), TypeError, "block_steps must be an integer, got 1.5"),
+        (Plan, dict(device="nowhere"), ValueError, "device must be one of PyTorch's, got 'nowhere'"),
         (Plan, dict(precision="bf16"), TypeError, "precision must be a torch.dtype"),
         (Plan, dict(memory_format=True), TypeError, "memory_format must be a torch.memory_format, got True"),
         (Run, dict(first_chain=-1), ValueError, "first_chain must be between 0 and"),
         (Run, dict(every=-1), ValueError, "every must be a number of seconds, 0 or more, got -1"),
         (Run, dict(every="2 s"), ValueError, "every must be a number of seconds, 0 or more, got '2 s'"),
+        (Run, dict(gather="yes"), TypeError, "gather must be True or False, got 'yes'"),
         (Run, dict(checkpoint=3), TypeError, "checkpoint must be a path, got 3"),
     ],
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, ClassVar
 
 import torch
@@ -32,8 +33,8 @@ class IMHState(State):
 
 def check_length(tol: float, max_steps: int) -> None:
     """The options of an automatic length."""
-    if not 0 < tol < 1:
-        raise ValueError(f"tol must be between 0 and 1, got {tol}")
+    if not isinstance(tol, Real) or not 0 < tol < 1:
+        raise ValueError(f"tol must be between 0 and 1, got {tol!r}")
     count(max_steps, "max_steps", most=MAX_STEPS)
 
 
