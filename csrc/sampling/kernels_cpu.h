@@ -110,19 +110,14 @@ inline void load_transposed(const Scalar* rows, int n_columns, int lanes, Tile<T
   }
 }
 
-// Largest logit of each lane, and NaN in `other` where one is -inf; NaN and +inf reach the softmax sum themselves.
+// Largest logit of each lane.
 template <class T>
-inline void scan_logits(const Tile<T>* columns, int n_columns, Tile<T>& top, Tile<T>& other) {
+inline void largest_logit(const Tile<T>* columns, int n_columns, Tile<T>& top) {
   top = columns[0];
-  Tile<T> bottom = columns[0];
   for (int c = 1; c < n_columns; ++c) {
     SPML_FOR_LANES(l) {
       top.lane[l] = maximum(top.lane[l], columns[c].lane[l]);
-      bottom.lane[l] = minimum(bottom.lane[l], columns[c].lane[l]);
     }
-  }
-  SPML_FOR_LANES(l) {
-    other.lane[l] += poison(bottom.lane[l]);
   }
 }
 
@@ -163,7 +158,7 @@ inline void log_weight_tile(const LogWeightParams& p, int64_t row, int64_t next_
   Tile<T> validity;
   load_transposed(static_cast<const Scalar*>(p.validity_logit) + row, 1, lanes, &validity);
 
-  Tile<T> other;  // what all targets add: log_correction, D_f, and NaN where clf returned NaN or infinity
+  Tile<T> other;  // what all targets add: log_correction and D_f
   if (p.log_correction != nullptr) {
     load_transposed(static_cast<const T*>(p.log_correction) + row, 1, lanes, &other);
   } else {
@@ -172,10 +167,7 @@ inline void log_weight_tile(const LogWeightParams& p, int64_t row, int64_t next_
     }
   }
   Tile<T> top;
-  scan_logits(logits, p.n_classes, top, other);
-  SPML_FOR_LANES(l) {
-    other.lane[l] += poison(validity.lane[l]);
-  }
+  largest_logit(logits, p.n_classes, top);
   if (p.fake_logits != nullptr) {
     Tile<T>* fake = scratch + p.n_classes;
     const Scalar* fake_logits = static_cast<const Scalar*>(p.fake_logits);
@@ -183,7 +175,7 @@ inline void log_weight_tile(const LogWeightParams& p, int64_t row, int64_t next_
     Tile<T> fake_top;
     Tile<T> fake_scaled_top;
     Tile<T> fake_sum;
-    scan_logits(fake, p.n_fake_classes, fake_top, other);
+    largest_logit(fake, p.n_fake_classes, fake_top);
     softmax_sum(fake, p.n_fake_classes, fake_top, T(1), fake_logits + next_row * p.n_fake_classes, fake_scaled_top,
                 fake_sum);
     SPML_FOR_LANES(l) {

@@ -40,15 +40,11 @@ __device__ T softmax_sum(Row row, int n, T top, T beta) {
 }
 
 template <class T, class Row>
-__device__ T scan_logits(Row row, int n, T& other) {
+__device__ T largest_logit(Row row, int n) {
   T top = row[0];
-  T bottom = top;
   for (int c = 1; c < n; ++c) {
-    const T logit = row[c];
-    top = maximum(top, logit);
-    bottom = minimum(bottom, logit);
+    top = maximum<T>(top, row[c]);
   }
-  other += poison(bottom);
   return top;
 }
 
@@ -58,11 +54,10 @@ __device__ Shared<T> shared_terms(const LogWeightParams& p, int64_t index, Row r
   Shared<T> shared;
   shared.validity = widen(static_cast<const Scalar*>(p.validity_logit)[index]);
   shared.other = p.log_correction != nullptr ? static_cast<const T*>(p.log_correction)[index] : T(0);
-  shared.top = scan_logits<T>(row, p.n_classes, shared.other);
-  shared.other += poison(shared.validity);
+  shared.top = largest_logit<T>(row, p.n_classes);
   if (p.fake_logits != nullptr) {
     const LogitRow<Scalar> fake{static_cast<const Scalar*>(p.fake_logits) + index * p.n_fake_classes};
-    const T top = scan_logits<T>(fake, p.n_fake_classes, shared.other);
+    const T top = largest_logit<T>(fake, p.n_fake_classes);
     const T sum = softmax_sum<T>(fake, p.n_fake_classes, top, T(1));
     shared.other -= fake[p.proposal_class] - top - log(sum);
   }

@@ -25,15 +25,11 @@ SPML_HD T scaled_logit(T logit, T beta, T log_gamma) {
   return fused(logit, beta, log_gamma);
 }
 
-// 0 for a finite logit, NaN otherwise. Added up over all that clf returned, it turns the weight of a proposal
-// with any NaN or infinity into NaN, which the accept step refuses and reports.
-template <class T>
-SPML_HD T poison(T logit) {
-  return logit - logit;
-}
-
 // log w from m = min over I and M = max over J of scaled logits. Both differences are taken before anything is
 // rounded into their sum: M - m decides on the support, m - top stays exact for large logits.
+//
+// A logit of -inf is a legal "never": weight 0 for a class in I, nothing for one in J. NaN and +inf make the softmax
+// sum NaN, and so does a row of -inf alone; the accept step refuses and reports NaN and +inf.
 template <class T>
 SPML_HD T log_weight(T m, T M, T top, T softmax_sum, T validity, T other) {
   const bool inside = M < m;

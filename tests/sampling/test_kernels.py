@@ -137,7 +137,40 @@ def test_per_target_ratios_and_temperatures(device):
         assert torch.equal(together[t], alone)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_a_logit_of_minus_infinity_is_a_legal_never(dtype, device):
+    """Weight 0 for a class in I and for D_v; nothing for a class in J, or in neither."""
+    never, class_logits = -torch.inf, torch.tensor([[0.5, -1.0, 2.0, 0.0]], dtype=dtype, device=device)
+    validity = torch.tensor([0.25], dtype=dtype, device=device)
+
+    def masked(*classes):
+        logits = class_logits.clone()
+        logits[:, list(classes)] = never
+        return logits
+
+    assert s2m_log_weight(masked(0), validity, (0, 2), 3) == -torch.inf
+    assert s2m_log_weight(masked(0, 3), validity, (0,), 3) == -torch.inf
+    assert s2m_log_weight(class_logits, torch.full_like(validity, never), 2) == -torch.inf
+    kept = class_logits[:, [0, 2]].double()
+    expected = reference.s2m_log_weight(kept, validity.double(), (1,), (0,))
+    found = s2m_log_weight(masked(1, 3), validity, (2,), (0, 1, 3))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6)
+    alone = s2m_log_weight(masked(1, 3), validity, (2,), (1, 3))
+    torch.testing.assert_close(
+        alone.double(), reference.s2m_log_weight(kept, validity.double(), (1,)), rtol=1e-6, atol=1e-6
+    )
+    fake = masked(3)
+    given = s2m_log_weight(class_logits, validity, 2, fake_class_logits=fake, proposal_class=0)
+    wanted = reference.s2m_log_weight(
+        class_logits.double(), validity.double(), (2,), fake_logits=fake.double(), proposal_class=0
+    )
+    torch.testing.assert_close(given.double(), wanted, rtol=1e-6, atol=1e-6)
+    # D_f that excludes what was proposed, and a row without any class, are errors.
+    assert not s2m_log_weight(class_logits, validity, 2, fake_class_logits=masked(0)) < torch.inf
+    assert not s2m_log_weight(masked(0, 1, 2, 3), validity, 2) < torch.inf
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("which", ["class", "unused class", "validity", "fake"])
 def test_non_finite_logits_give_nan(bad, which, device):
     class_logits, validity = make_logits(100, 4, torch.float32, device)
