@@ -13,6 +13,7 @@ from .losses import EMAPLLoss, EMLoss, EPRLoss, GPRLoss, GRLoss, ROLELoss
 from .sampling import (
     IMH,
     MALA,
+    Classifiers,
     JointClass,
     LatentMixture,
     MinMax,
@@ -24,6 +25,7 @@ from .sampling import (
     Run,
     S2MResult,
     S2MSampler,
+    TruncatedNormal,
     s2m_sample,
 )
 from .training import (
@@ -40,6 +42,7 @@ from .training import (
 __all__ = [
     "IMH",
     "MALA",
+    "Classifiers",
     "DensityRatio",
     "DensityRatioFit",
     "EMAPLLoss",
@@ -66,6 +69,7 @@ __all__ = [
     "SPMLModule",
     "SinglePositiveClassifier",
     "TrainedClassifier",
+    "TruncatedNormal",
     "__version__",
     "data",
     "labels",

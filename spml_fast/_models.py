@@ -1,126 +1,130 @@
-"""The user's generator and classifier, brought to one calling convention."""
+"""Modules inside the models that users pass, and how they are borrowed for a run and given back as they were."""
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-OUTPUT_NAMES = ("class_logits", "fake_class_logits", "validity_logit")
+SEARCH_DEPTH = 5
+"""Functions in functions, objects in objects, that are looked into for modules."""
 
 
-class ClassifierOutput(NamedTuple):
-    class_logits: Tensor
-    """(B, N) logits of D_r."""
-    fake_class_logits: Tensor | None
-    """(B, N) logits of D_f."""
-    validity_logit: Tensor
-    """(B,) logit of D_v."""
+def unwrapped(model: Any) -> Any:
+    """What ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` or ``partial`` was put around."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        if inner is None and isinstance(model, partial):
+            inner = model.func
+        if inner is None:
+            return model
+        model = inner
 
 
-def parse_classifier_output(output: object, n_rows: int) -> ClassifierOutput:
-    """Reads what ``clf(x)`` returned for ``n_rows`` proposals.
+def modules_in(*models: object) -> list[nn.Module]:
+    """The modules that models consist of: they themselves, or those inside functions, partials and objects.
 
-    ``(class_logits, validity_logit)``, ``(class_logits, fake_class_logits or None, validity_logit)`` or a mapping
-    with those names; ``ValueError`` or ``TypeError`` otherwise.
+    A function is searched through what it closes over, its defaults and the global names that it uses; a bound
+    method and a callable object through the attributes of its object.
     """
-    if isinstance(output, Mapping):
-        missing = {"class_logits", "validity_logit"} - set(output)
-        unknown = set(output) - set(OUTPUT_NAMES)
-        if missing or unknown:
-            raise ValueError(
-                f"clf returned a mapping with keys {sorted(map(str, output))}; expected class_logits, "
-                "validity_logit and, for class-conditional proposals, fake_class_logits"
-            )
-        parts = [output.get(name) for name in OUTPUT_NAMES]
-    elif isinstance(output, (tuple, list)) and len(output) in (2, 3):
-        parts = [output[0], None, output[1]] if len(output) == 2 else list(output)
-    else:
-        got = f"{len(output)} outputs" if isinstance(output, (tuple, list)) else type(output).__name__
-        raise ValueError(
-            f"clf returned {got}; expected (class_logits, validity_logit), "
-            "(class_logits, fake_class_logits or None, validity_logit), or a dict with those names"
-        )
-    class_logits = _floating(parts[0], "class_logits")
-    fake = None if parts[1] is None else _floating(parts[1], "fake_class_logits")
-    validity = _floating(parts[2], "validity_logit")
-    if class_logits.ndim != 2 or class_logits.shape[0] != n_rows or class_logits.shape[1] < 1:
-        raise ValueError(f"clf: class_logits must have shape ({n_rows}, classes), got {tuple(class_logits.shape)}")
-    if fake is not None and fake.shape != class_logits.shape:
-        raise ValueError(
-            f"clf: fake_class_logits must have the shape of class_logits, {tuple(class_logits.shape)}, "
-            f"got {tuple(fake.shape)}"
-        )
-    if validity.shape not in ((n_rows,), (n_rows, 1)):
-        raise ValueError(
-            f"clf: validity_logit must have shape ({n_rows},) or ({n_rows}, 1), got {tuple(validity.shape)}"
-        )
-    dtype = torch.promote_types(class_logits.dtype, validity.dtype)
-    if fake is not None:
-        fake = fake.to(dtype)
-    return ClassifierOutput(class_logits.to(dtype), fake, validity.reshape(n_rows).to(dtype))
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+
+    def visit(value: Any, depth: int) -> None:
+        if id(value) in seen or depth > SEARCH_DEPTH or isinstance(value, (type, types.ModuleType, Tensor)):
+            return
+        seen.add(id(value))
+        if isinstance(value, nn.Module):
+            found[id(value)] = value
+            return
+        for part in _inside(value):
+            visit(part, depth + 1)
+
+    for model in models:
+        visit(model, 0)
+    return list(found.values())
 
 
-def _floating(part: object, name: str) -> Tensor:
-    if not isinstance(part, Tensor):
-        raise TypeError(f"clf: {name} must be a tensor, got {type(part).__name__}")
-    if not part.is_floating_point():
-        raise TypeError(f"clf: {name} must be floating point, got {part.dtype}")
-    return part
+def _inside(value: Any) -> list[Any]:
+    """What a value that is no module may hold modules in."""
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return list(value)
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, partial):
+        return [value.func, *value.args, *value.keywords.values()]
+    if isinstance(value, types.MethodType):
+        return [value.__self__, value.__func__]
+    if isinstance(value, types.FunctionType):
+        if (value.__module__ or "").split(".")[0] in ("torch", "spml_fast"):
+            return []
+        parts = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        for cell in value.__closure__ or ():
+            try:
+                parts.append(cell.cell_contents)
+            except ValueError:  # empty: not assigned yet
+                continue
+        names = _global_names(value.__code__)
+        return parts + [value.__globals__[name] for name in names if name in value.__globals__]
+    if hasattr(value, "__dict__") and not isinstance(value, types.BuiltinFunctionType):
+        return list(vars(value).values())
+    return []
 
 
-def takes_label(G: Callable) -> bool:
-    """Whether ``G`` requires a second positional argument, the class label."""
-    try:
-        parameters = inspect.signature(G.forward if isinstance(G, nn.Module) else G).parameters
-    except (TypeError, ValueError):
-        return False
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    required = [p for p in parameters.values() if p.kind in positional and p.default is inspect.Parameter.empty]
-    return len(required) >= 2
-
-
-def latent_shape(G: object, z_dim: int | Sequence[int] | None) -> tuple[int, ...]:
-    """The shape of one latent, from ``z_dim`` or else ``G.z_dim``."""
-    z_dim = getattr(G, "z_dim", None) if z_dim is None else z_dim
-    if z_dim is None:
-        raise ValueError(
-            f"the latent size of {type(G).__name__} is not known: it has no attribute z_dim, "
-            "so pass z_dim=... (an int or a shape)"
-        )
-    shape = tuple(z_dim) if isinstance(z_dim, Sequence) else (z_dim,)
-    if not shape or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in shape):
-        raise ValueError(f"z_dim must be a positive int or a shape of them, got {z_dim!r}")
-    return shape
+def _global_names(code: types.CodeType) -> set[str]:
+    """Names that a function and the functions inside it use."""
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _global_names(constant)
+    return names
 
 
 def first_tensor(*models: object) -> Tensor | None:
     """A floating-point parameter or buffer of the first module that has one."""
-    for model in models:
-        if isinstance(model, nn.Module):
-            for tensor in (*model.parameters(), *model.buffers()):
-                if tensor.is_floating_point():
-                    return tensor
+    for module in modules_in(*models):
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.is_floating_point():
+                return tensor
     return None
 
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds torch's generators of the CPU and of ``device``, and gives them their states back; no others."""
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+_lock = threading.Lock()
 
 _in_use: dict[nn.Module, tuple[int, bool]] = {}
 """Modules in eval mode: by how many threads or calls, and the mode that each had before."""
 
-_in_use_lock = threading.Lock()
+_reordered: dict[Tensor, tuple[int, Tensor]] = {}
+"""Weights in another memory format: by how many threads or calls, and the data that each had before."""
 
 
 @contextmanager
 def eval_mode(*models: object) -> Iterator[None]:
-    """Puts modules into eval mode; the last user of a module gives it its own mode back."""
-    modules = {module for model in models if isinstance(model, nn.Module) for module in model.modules()}
-    with _in_use_lock:
+    """Puts the modules of models into eval mode; the last user of a module gives it its own mode back."""
+    modules = {module for root in modules_in(*models) for module in root.modules()}
+    modules = {module for module in modules if hasattr(module, "training")}  # frozen by torch.jit, they have none
+    with _lock:
         for module in modules:
             users, mode = _in_use.get(module, (0, module.training))
             _in_use[module] = users + 1, mode
@@ -128,13 +132,60 @@ def eval_mode(*models: object) -> Iterator[None]:
     try:
         yield
     finally:
-        with _in_use_lock:
+        with _lock:
             for module in modules:
                 users, mode = _in_use.pop(module)
                 if users > 1:
                     _in_use[module] = users - 1, mode
                 else:
                     module.training = mode
+
+
+@contextmanager
+def channels_last(*models: object) -> Iterator[None]:
+    """Puts the weights of convolutions into channels-last format; the last user gives each its own data back."""
+    tensors = {
+        tensor
+        for root in modules_in(*models)
+        for tensor in (*root.parameters(), *root.buffers())
+        if tensor.ndim == 4 and not tensor.is_inference()
+    }
+    with _lock:
+        for tensor in tensors:
+            users, data = _reordered.get(tensor, (0, tensor.data))
+            _reordered[tensor] = users + 1, data
+            if not users:
+                tensor.data = data.contiguous(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        with _lock:
+            for tensor in tensors:
+                users, data = _reordered.pop(tensor)
+                if users > 1:
+                    _reordered[tensor] = users - 1, data
+                else:
+                    tensor.data = data
+
+
+@contextmanager
+def called_in_training(found: list[str]) -> Iterator[None]:
+    """Collects the classes of modules that are called in training mode, which they leave for the meantime."""
+    left: list[nn.Module] = []
+
+    def note(module: nn.Module, _: Any) -> None:
+        if getattr(module, "training", False) and not isinstance(module, torch.jit.ScriptModule):
+            module.training = False
+            left.append(module)
+            found.append(type(module).__name__)
+
+    handle = nn.modules.module.register_module_forward_pre_hook(note)
+    try:
+        yield
+    finally:
+        handle.remove()
+        for module in left:
+            module.training = True
 
 
 class Stopwatch:
@@ -166,3 +217,7 @@ class Stopwatch:
             self._seconds += start.elapsed_time(end) / 1000
         self._events.clear()
         return self._seconds
+
+
+Model = Callable[..., Any]
+"""A module, or anything else that can be called."""

@@ -2,11 +2,13 @@
 
 from .adaptation import AdaptationError
 from .chains import ChainState, State, Targets, along
+from .classifiers import Classifiers
 from .kernels import IMH, MALA, Draws, Kernel, OneStep, Problem, Rejection, Resample, Stopped
-from .models import Offer, Plan
+from .models import Offer
 from .multilabel import MultiLabelDensityRatio
+from .plan import Plan
 from .processes import FailedProcessError, LostProcessError
-from .proposals import DrawLatents, LatentMixture, Mixture
+from .proposals import DrawLatents, LatentMixture, Mixture, TruncatedNormal
 from .results import AdaptationPath, AdaptationStage, Diagnostics, S2MResult, SamplingWarning
 from .run import Run
 from .sampler import S2MSampler, s2m_sample
@@ -19,6 +21,7 @@ __all__ = [
     "AdaptationPath",
     "AdaptationStage",
     "ChainState",
+    "Classifiers",
     "Diagnostics",
     "DrawLatents",
     "Draws",
@@ -43,6 +46,7 @@ __all__ = [
     "State",
     "Stopped",
     "Targets",
+    "TruncatedNormal",
     "along",
     "pack_targets",
     "s2m_log_weight",

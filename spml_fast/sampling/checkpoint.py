@@ -23,7 +23,7 @@ from .processes import Processes
 from .proposals import LatentMixture, Mixture
 from .results import warn
 
-VERSION = 2
+VERSION = 3
 
 PROBE = "outputs"
 """Key of what G and clf return for fixed latents, which is compared with a tolerance."""

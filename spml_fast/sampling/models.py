@@ -3,140 +3,167 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .._checks import count
-from .._models import ClassifierOutput, Stopwatch, first_tensor, parse_classifier_output
-from .proposals import Proposal
+from .._conventions import ClassifierOutput, Generator, images_of, parse_classifier_output
+from .._models import Stopwatch, channels_last, eval_mode, first_tensor, modules_in
+from .plan import FORMATS, Plan
+from .proposals import LatentPrior, Proposal
 
 T = TypeVar("T")
 
 BLOCK_ROWS = 65536
 """Proposals whose logits are held between two accept passes, if the plan does not say."""
 
-FIRST_BATCH = 64
-"""Proposals in the batch that shows the size of x, and in none fewer after it, if the plan does not say."""
-
-BATCH_ELEMENTS = {"cpu": 2**16, "cuda": 2**24}
-"""Elements of x in one batch, if the plan does not say: about what keeps the device busy from its cache."""
-
-BATCH_ROWS = {"cpu": 8192, "cuda": BLOCK_ROWS}
-"""Proposals in one batch at most, if the plan does not say: Ctrl-C and checkpoints wait for the end of a batch."""
-
-
 PIECE_BYTES = 2**26
 """Memory that is set aside for what is kept of a block before it is known how far the block will come."""
 
+TOLD_APART = 2**16
+"""Size of a log weight in float32 from which on it is told apart only to 0.004."""
+
 
 @dataclass(frozen=True)
-class Plan:
-    """How G and clf are run.
+class Found:
+    """What the probe found of G and clf.
 
     Attributes:
-        batch_size: proposals per forward pass; by default from the size of x and the device.
-        block_steps: steps per accept pass; by default as many as make about 65,536 proposals or take a second.
-        device: where to work; G and clf are moved there if given. Default: where G (or clf) is.
-        precision: run G and clf under ``torch.autocast`` in this dtype; weights are float32 all the same.
-        memory_format: convert G and clf to this memory format: ``torch.channels_last``.
-
-    Raises:
-        ValueError, TypeError: an option out of range.
+        plan: the plan, complete.
+        x_shape: shape of one x; None before it is known.
+        n_classes: number of class logits.
+        has_D_f: whether clf returns logits of D_f.
+        fewest_rows: 2 where a model fails on a batch of one row, which is given twice then; otherwise 1.
     """
 
-    batch_size: int | None = None
-    block_steps: int | None = None
-    device: torch.device | str | None = None
-    precision: torch.dtype | None = None
-    memory_format: torch.memory_format | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "block_steps"):
-            if getattr(self, name) is not None:
-                count(getattr(self, name), name)
-        if self.device is not None:
-            try:
-                torch.device(self.device)
-            except (RuntimeError, TypeError) as error:
-                raise ValueError(f"device must be one of PyTorch's, got {self.device!r}") from error
-        if self.precision is not None and not isinstance(self.precision, torch.dtype):
-            raise TypeError(f"precision must be a torch.dtype, for example torch.bfloat16, got {self.precision!r}")
-        if self.memory_format is not None and not isinstance(self.memory_format, torch.memory_format):
-            raise TypeError(f"memory_format must be a torch.memory_format, got {self.memory_format!r}")
+    plan: Plan
+    x_shape: tuple[int, ...] | None = None
+    n_classes: int = 0
+    has_D_f: bool = False
+    fewest_rows: int = 1
 
 
 @dataclass
 class Models:
     """G and clf, and how they are run; :meth:`given` makes the copy that one pool of proposals uses.
 
+    What only running them can tell is filled in by :func:`spml_fast.sampling.probe.probe`.
+
     Attributes:
+        generator: G under one convention.
         z_shape: shape of one latent.
-        conditional: whether G takes a label.
         stochastic: whether G draws noise of its own, so that x must be kept rather than made again.
+        plan: the user's.
+        prior: of latents, None for the standard normal.
+        found: what the probe found; None before it.
     """
 
-    G: Callable[..., Tensor]
+    generator: Generator
     clf: Callable[[Tensor], object]
     z_shape: tuple[int, ...]
-    conditional: bool
     stochastic: bool
     plan: Plan
+    prior: LatentPrior | None = None
+    found: Found | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        for model in (self.G, self.clf):
-            if isinstance(model, nn.Module):
-                if self.plan.device is not None:
-                    model.to(self.plan.device)
-                if self.plan.memory_format is not None:
-                    model.to(memory_format=self.plan.memory_format)
-        parameter = first_tensor(self.G, self.clf)
-        self.device = torch.device(self.plan.device or (parameter.device if parameter is not None else "cpu"))
-        double = parameter is not None and parameter.dtype == torch.float64
+        self.both = (self.G, self.clf)
+        if self.plan.device is not None:
+            for module in modules_in(*self.both):
+                module.to(self.plan.device)
+        of_G, of_clf = (first_tensor(model) for model in self.both)
+        known = of_G if of_G is not None else of_clf
+        self.device = torch.device(self.plan.device or (known.device if known is not None else "cpu"))
+        for name, tensor in (("G", of_G), ("clf", of_clf)):
+            if tensor is not None and tensor.device != self.device:
+                raise ValueError(
+                    f"{name} is on {tensor.device}, the sampler works on {self.device}: move one of them, or pass "
+                    f"plan=Plan(device={str(self.device)!r}), which moves both"
+                )
+        double = known is not None and known.dtype == torch.float64
         self.dtype = torch.float64 if double else torch.float32  # of the latents
+        self.z_dtype, self.x_dtype = (None if t is None else t.dtype for t in (of_G, of_clf))
+        self.lock = threading.Lock()  # of the probe
 
-    def given(self, label: int | None) -> BatchedModels:
-        """The models with G given ``label`` (None: unconditional)."""
-        return BatchedModels(self, label)
+    @property
+    def G(self) -> Callable[..., object]:  # noqa: N802
+        return self.generator.G
+
+    @property
+    def conditional(self) -> bool | None:
+        """Whether G takes a label; None where the probe has to tell and has not yet."""
+        return self.generator.conditional
+
+    @contextlib.contextmanager
+    def borrowed(self) -> Iterator[None]:
+        """The modules in eval mode and in the memory formats of the plan; they come back as they were."""
+        with eval_mode(*self.both), contextlib.ExitStack() as stack:
+            if self.found is not None:
+                for model, wanted in zip(self.both, self.found.plan.memory_format, strict=True):
+                    if wanted == "channels_last":
+                        stack.enter_context(channels_last(model))
+            yield
+
+    def given(self, label: int | None, proposal: Proposal | None = None) -> BatchedModels:
+        """The models with G given ``label`` (None: unconditional), for the latents of ``proposal``."""
+        places = proposal is None or proposal.normal_coordinates
+        return BatchedModels(self, label, self.prior if places else None, self.found)
 
 
 class BatchedModels:
-    """The models of one pool: one label, one batch size, one pair of stopwatches.
+    """The models of one pool: one label, one pair of batch sizes, one pair of stopwatches.
 
     Attributes:
-        batch_size: rows in a batch, None until the first x was seen.
+        batch_sizes: rows in a batch, of G and of clf.
+        prior: what makes G's latents of the proposals', which are standard normal under it; None: the same.
+        largest: (3,) the largest size of a class logit that is its row's largest, the largest validity logit, and
+            the largest negative one, of all that clf returned.
     """
 
-    def __init__(self, models: Models, label: int | None) -> None:
-        self.models, self.label = models, label
+    def __init__(self, models: Models, label: int | None, prior: LatentPrior | None, found: Found) -> None:
+        self.models, self.label, self.prior, self.found = models, label, prior, found
         self.z_shape, self.stochastic = models.z_shape, models.stochastic
         self.device, self.dtype = models.device, models.dtype
-        self.batch_size = models.plan.batch_size
+        self.plan = found.plan
+        self.batch_sizes: tuple[int, int] = self.plan.batch_size
         self.generator_time = Stopwatch(self.device)
         self.classifier_time = Stopwatch(self.device)
+        self.largest: Tensor | None = None
+        kind = self.device.type
+        self._callers = (torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+
+    @property
+    def batch_size(self) -> int:
+        """Rows in a batch that goes through both."""
+        return max(self.batch_sizes)
 
     def batches(
-        self, first: int, last: int, run: Callable[[int, int], T], stop: Callable[[], bool] = lambda: False
+        self,
+        first: int,
+        last: int,
+        run: Callable[[int, int], T],
+        stop: Callable[[], bool] = lambda: False,
+        decoding: bool = False,
     ) -> Iterator[tuple[int, int, T]]:
         """``(a, b, run(a, b))`` for rows a to b of a batch, from ``first`` to ``last``, in batches that fit.
 
         ``stop()`` is asked before each; True ends them there. Batches end at multiples of their size, so that how
         rows are batched does not depend on where a block of them began. Out of memory, they are halved, but not if
-        the plan says their size.
+        the plan says their size. ``decoding``: ``run`` calls G alone.
         """
         while first < last and not stop():
-            size = self.batch_size or FIRST_BATCH
+            size = self.batch_sizes[0] if decoding else self.batch_size
             end = min(last, (first // size + 1) * size)
             try:
                 found = run(first, end)
             except torch.OutOfMemoryError:
                 if self.models.plan.batch_size is not None or end - first == 1:
                     raise
-                self.batch_size = max(1, (end - first) // 2)
+                self.batch_sizes = tuple(max(1, min(size, end - first) // 2) for size in self.batch_sizes)
                 continue
             yield first, end, found
             first = end
@@ -144,44 +171,99 @@ class BatchedModels:
     def classify(self, z: Tensor) -> tuple[Tensor, ClassifierOutput]:
         """x and the logits of one batch of latents."""
         x = self.generate(z)
-        with self.classifier_time, self._autocast():
-            # A copy of what is kept: clf may work in place on what it is given.
-            output = self.models.clf(x.clone() if self.stochastic else x)
-        output = parse_classifier_output(output, z.shape[0])
-        if self.label is None:
-            output = output._replace(fake_class_logits=None)
-        elif output.fake_class_logits is None:
-            raise ValueError(
-                "class-conditional proposals need the logits of D_f: clf must return "
-                "(class_logits, fake_class_logits, validity_logit)"
+        rows = self.batch_sizes[1]
+        outputs = [self._logits(x[a : a + rows]) for a in range(0, len(x), rows)]
+        if len(outputs) == 1:
+            output = outputs[0]
+        else:
+            output = ClassifierOutput(
+                *(None if parts[0] is None else torch.cat(parts) for parts in zip(*outputs, strict=True))
             )
-        n_classes = output.class_logits.shape[1]
-        if self.label is not None and not 0 <= self.label < n_classes:
-            raise ValueError(f"proposal_class {self.label} is out of range: clf returns {n_classes} class logits")
-        if self.batch_size is None:
-            kind = "cpu" if x.device.type == "cpu" else "cuda"
-            per_batch = 2 ** int(math.log2(max(1, BATCH_ELEMENTS[kind] // max(1, x[0].numel()))))
-            self.batch_size = min(max(per_batch, FIRST_BATCH), BATCH_ROWS[kind])
         return x, output
 
+    def _logits(self, x: Tensor) -> ClassifierOutput:
+        # Copies: clf may return the same buffer every time.
+        output = ClassifierOutput(*(None if part is None else part[: len(x)].clone() for part in self.call_clf(x)))
+        if self.label is None:
+            output = output._replace(fake_class_logits=None)
+        else:
+            self.models.generator.check_label(self.label, output)
+        self._note(output)
+        return output
+
+    def call_clf(self, x: Tensor) -> ClassifierOutput:
+        """What clf returns for x, as it is: perhaps a buffer of clf's own."""
+        given = x
+        if self.models.x_dtype is not None and x.is_floating_point() and not self._autocasts():
+            given = given.to(self.models.x_dtype)
+        memory_format = FORMATS[self.plan.memory_format[1]]
+        if given.ndim == 4 and memory_format is torch.channels_last:
+            given = given.contiguous(memory_format=memory_format)
+        if given is x:
+            given = x.clone()  # clf may work in place on what it is given
+        given = self._enough_rows(given)
+        with self.classifier_time, self._autocast():
+            output = self.models.clf(given)
+        return parse_classifier_output(output, len(given))
+
+    def _note(self, output: ClassifierOutput) -> None:
+        with torch.no_grad():
+            tops = [part.amax(1).abs() for part in output[:2] if part is not None]
+            top = tops[0] if len(tops) == 1 else torch.maximum(*tops)
+            validity = output.validity_logit
+            seen = torch.stack([top.amax(), validity.amax(), -validity.amin()]).double()
+            self.largest = seen if self.largest is None else torch.maximum(self.largest, seen)
+
     def generate(self, z: Tensor) -> Tensor:
-        """x of one batch of latents."""
-        arguments = [z]
+        """x of one batch of latents; perhaps a buffer of G's own."""
+        z = self.latents(z)
+        rows = self.batch_sizes[0]
+        if len(z) <= rows:
+            return self.call_G(z)
+        if torch.is_grad_enabled():
+            return torch.cat([self.call_G(z[a : a + rows]) for a in range(0, len(z), rows)])
+        found = None
+        for a in range(0, len(z), rows):
+            x = self.call_G(z[a : a + rows])
+            if found is None:
+                memory_format = FORMATS[self.plan.memory_format[1]] if x.ndim == 4 else torch.contiguous_format
+                like = dict(dtype=x.dtype, device=x.device)
+                found = torch.empty(len(z), *x.shape[1:], memory_format=memory_format, **like)
+            found[a : a + rows] = x  # a copy: G may return the same buffer every time
+        return found
+
+    def latents(self, z: Tensor) -> Tensor:
+        """G's latents of those of the proposals."""
+        return z if self.prior is None else self.prior(z)
+
+    def call_G(self, z: Tensor) -> Tensor:  # noqa: N802
+        """What G returns for its latents, as it is: perhaps a buffer of its own."""
+        given = z
+        if self.models.z_dtype is not None and not self._autocasts():
+            given = given.to(self.models.z_dtype)
+        if given is z:
+            given = z.clone()  # G may work in place on what it is given
+        given = self._enough_rows(given)
+        labels = None
         if self.label is not None:
-            arguments.append(torch.full((z.shape[0],), self.label, device=z.device))
+            labels = torch.full((len(given),), self.label, device=z.device)
         with self.generator_time, self._autocast():
-            x = self.models.G(*arguments)
-            if self.models.plan.memory_format is not None and isinstance(x, Tensor) and x.ndim == 4:
-                x = x.contiguous(memory_format=self.models.plan.memory_format)
-        if not isinstance(x, Tensor) or x.ndim < 1 or x.shape[0] != z.shape[0]:
-            got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"G must return x of shape ({z.shape[0]}, ...), got {got}")
-        return x
+            x = self.models.generator(given, labels)
+        return images_of(x, len(given), self.found.x_shape)[: len(z)]
+
+    def _enough_rows(self, batch: Tensor) -> Tensor:
+        """The batch, its row twice if there is one alone and the models fail on that."""
+        return batch.repeat(2, *[1] * (batch.ndim - 1)) if len(batch) < self.found.fewest_rows else batch
+
+    def _autocasts(self) -> bool:
+        return self.plan.precision is not None or self._callers[0]
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        """The plan's precision; without one, whatever the caller has chosen."""
-        dtype = self.models.plan.precision
-        return contextlib.nullcontext() if dtype is None else torch.autocast(self.device.type, dtype)
+        """The plan's precision; without one, whatever the caller of the sampler has chosen."""
+        if self.plan.precision is not None:
+            return torch.autocast(self.device.type, self.plan.precision)
+        enabled, dtype = self._callers
+        return torch.autocast(self.device.type, dtype) if enabled else contextlib.nullcontext()
 
 
 # --- proposals that were classified and wait for their chains -------------------------------------
@@ -271,20 +353,21 @@ class Classified:
         fit = PIECE_BYTES // max(1, part[:1].nbytes)
         return min(all_rows, max(fit, at + len(part)))
 
-    def resume(self, at: int, batch_size: int | None, after: int) -> None:
+    def resume(self, at: int, batch_sizes: Sequence[int], after: int) -> None:
         """Go on with step ``at`` of an earlier run, whose batches did not reach over the end of step ``after``.
 
         The batch that the run was in is made whole again: convolutions round differently in a shorter one.
         """
-        self.models.batch_size = self.models.models.plan.batch_size or batch_size
+        if self.models.models.plan.batch_size is None:
+            self.models.batch_sizes = tuple(batch_sizes)
         self.row = at * self.n_chains
-        if self.proposal.regenerates and self.models.batch_size is not None:
-            self.row = max(self.row // self.models.batch_size * self.models.batch_size, after * self.n_chains)
+        if self.proposal.regenerates:
+            size = self.models.batch_size
+            self.row = max(self.row // size * size, after * self.n_chains)
 
     def _rows(self, first: int, last: int) -> dict[str, Tensor]:
         latents, correction = self.proposal.rows(first, last)
-        # A copy: G may work in place on what it is given.
-        kept: dict[str, Any] = {} if self.proposal.regenerates else {"latents": latents.clone()}
+        kept: dict[str, Any] = {} if self.proposal.regenerates else {"latents": latents}
         x, output = self.models.classify(latents)
         kept |= output._asdict()
         if self.models.stochastic:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .plan import Plan
 from .proposals.mixture import LatentMixture
 from .weights import JointClass
 
@@ -74,9 +75,12 @@ class Diagnostics:
     where they are too short to tell."""
     step_size: float | None = None
     """Standard deviation of the noise of a step, in the units of the latent; "mala" only."""
+    plan: Plan | None = None
+    """How G and clf were run: the :class:`~spml_fast.Plan` with what its rule or the user chose."""
 
-    def to_dict(self) -> dict[str, float | int | bool | str | None]:
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """The fields in plain values."""
+        return asdict(replace(self, plan=None)) | {"plan": None if self.plan is None else self.plan.to_dict()}
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class S2MResult:
     samples: Tensor
     """(n, *x_shape)"""
     latents: Tensor
-    """(n, *z_shape): ``G(latents)`` are the samples, for a deterministic G."""
+    """(n, *z_shape), of G's own prior: ``G(latents)`` are the samples, for a deterministic G."""
     log_weights: Tensor
     """(n,) log p_(I,J)(x) / q(x) of the samples, up to a constant."""
     chains: Tensor

@@ -142,6 +142,7 @@ class Driver:
 
     Attributes:
         gather: whether every process gets the samples of all.
+        normal_latents: whether results hold latents in the coordinates in which the prior is standard normal.
     """
 
     processes: Processes
@@ -149,6 +150,7 @@ class Driver:
     bar: tqdm
     checkpoint: Checkpoint | None = None
     gather: bool = False
+    normal_latents: bool = False
 
     def run(self, kernel: Kernel, problem: Problem, schedule: Schedule, name: str) -> list[S2MResult]:
         """One result for each target of ``problem``; ``name`` is its part of the checkpoint.
@@ -156,7 +158,9 @@ class Driver:
         Raises:
             NotBegun: Ctrl-C came before the first step.
         """
-        with torch.inference_mode(False):  # a caller's, in which no kernel could follow gradients
+        # A caller's inference mode, in which no kernel could follow gradients, and autocast, which is for G and
+        # clf.
+        with torch.inference_mode(False), torch.autocast(problem.models.device.type, enabled=False):
             return _PoolRun(self, kernel, problem, schedule, name).results()
 
 
@@ -172,7 +176,7 @@ class _PoolRun:
         self.interrupted = False
         self.clock = Clock(problem)
         self.proposal_state: Any = None
-        self.deadline = 0.0
+        self.deadline = self.shown = 0.0
         problem.stop = self._must_stop
         if driver.checkpoint is not None:
             # An error now rather than after the first steps.
@@ -188,7 +192,7 @@ class _PoolRun:
                 looks = self.schedule.looks
                 if self.schedule.arrive(self.kernel.needed(self.problem, self.state, self.done) if looks else 0.0):
                     self._take()
-            self.kernel.check(self.problem, self.state)
+            self._check()
             self._save()
             self._end_if_terminated()
             if self.interrupted and self.done == 0:
@@ -214,14 +218,25 @@ class _PoolRun:
             if (steps := -negative) > 0:
                 self.kernel.accept(self.problem, self.state, offer.first(steps))
                 self.done += steps
-                self.driver.bar.update(steps * self.shard.n)
+                self._show_progress(steps)
                 self.proposal_state = self.problem.proposal.state(self.done)
                 if self.done == steps or self.problem.models.device.type == "cpu":
                     # On a GPU only once the run is over or before it gets going.
-                    self.kernel.check(self.problem, self.state)
+                    self._check()
             self.interrupted = stop > 0
             if due and not stop:
                 self._save()
+
+    def _show_progress(self, steps: int) -> None:
+        bar = self.driver.bar
+        bar.update(steps * self.shard.n)
+        if not bar.disable and time.monotonic() - self.shown >= BLOCK_SECONDS:
+            self.shown = time.monotonic()
+            bar.set_postfix(self.kernel.glance(self.problem, self.state, self.done))
+
+    def _check(self) -> None:
+        self.problem.check_logits()
+        self.kernel.check(self.problem, self.state)
 
     def _propose(self, steps: int) -> Steps | None:
         """Proposals of up to ``steps`` steps: those that G and clf came to, which nothing else interrupts."""
@@ -274,7 +289,7 @@ class _PoolRun:
                 "done": self.done,
                 "seconds": self.clock.read(),
                 "schedule": self.schedule.to_plain(),
-                "batch_size": self.problem.models.batch_size,
+                "batch_sizes": list(self.problem.models.batch_sizes),
                 "proposal": self.proposal_state,
                 "state": state.to_plain(),
                 "samples": [drawn.to_plain() for drawn in samples],
@@ -302,7 +317,7 @@ class _PoolRun:
         self.proposal_state = saved["proposal"]
         self.problem.proposal.resume(self.done, self.proposal_state)
         after = self.schedule.last + (self.kernel.start_steps if self.schedule.last else 0)
-        self.problem.classified.resume(self.done, saved["batch_size"], after)
+        self.problem.classified.resume(self.done, saved["batch_sizes"], after)
         self.driver.bar.update(self.done * self.shard.n)
 
     # --- samples ----------------------------------------------------------------------------------------------
@@ -351,7 +366,7 @@ class _PoolRun:
         if latents is None:
             latents = problem.proposal.recall(drawn.chain, drawn.step)
         if "x" in drawn.kept:
-            return _apart(latents, counts), _apart(drawn.kept["x"], counts)
+            return _apart(self._results_latents(latents), counts), _apart(drawn.kept["x"], counts)
         if drawn.step is None:
             row = order = torch.arange(len(drawn.chain), device=drawn.chain.device)
             first = ends = row
@@ -366,7 +381,7 @@ class _PoolRun:
         z = latents if len(first) else torch.zeros(1, *models.z_shape, dtype=models.dtype, device=models.device)
         first = first if len(first) else torch.zeros(1, dtype=torch.int64, device=z.device)
         local = torch.cat([torch.arange(k) for k in counts]).to(first.device)
-        for a, b, x in models.batches(0, n, lambda a, b: models.generate(z[first[a:b]])):
+        for a, b, x in models.batches(0, n, lambda a, b: models.generate(z[first[a:b]]), decoding=True):
             samples = samples or [x.new_empty(k, *x.shape[1:]) for k in counts]
             if not sum(counts):
                 break
@@ -374,7 +389,10 @@ class _PoolRun:
             for t, sample in enumerate(samples):
                 of_t = rows[drawn.target[rows] == t]
                 sample[local[of_t]] = x[row[of_t] - a]
-        return _apart(latents, counts), samples
+        return _apart(self._results_latents(latents), counts), samples
+
+    def _results_latents(self, latents: Tensor) -> Tensor:
+        return latents if self.driver.normal_latents else self.problem.models.latents(latents)
 
     def _diagnostics(self, chosen: Draws) -> list[Diagnostics]:
         kernel, schedule, n_chains = self.kernel, self.schedule, self.shard.n_chains
@@ -394,6 +412,7 @@ class _PoolRun:
             seconds_in_generator=generator,
             seconds_in_classifier=classifier,
             seconds_in_sampler=max(0.0, total - generator - classifier),
+            plan=replace(self.problem.models.plan, batch_size=self.problem.models.batch_sizes),
         )
         found = kernel.diagnostics(self.problem, self.state, self.done, between, chosen)
         n_samples = torch.bincount(chosen.target, minlength=len(found)).tolist()

@@ -19,21 +19,26 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
 from .._checks import count, renamed
-from .._models import eval_mode, latent_shape, takes_label
+from .._conventions import Generator, latent_shape
+from .._models import eval_mode
 from .adaptation import adapt, adapt_where_it_pays, check_order
 from .checkpoint import identity, opened, probe
 from .kernels import IMH, METHODS, Kernel, Problem
-from .length import MAX_STEPS, Schedule
-from .models import Models, Plan
+from .length import MAX_STEPS, Schedule, bound_steps
+from .models import Models
+from .plan import Plan
+from .probe import probe as probe_models
 from .processes import Shard, processes_of
 from .proposals import (
     DrawLatents,
     DrawnProposal,
     GivenLatents,
     LatentMixture,
+    LatentPrior,
     Mixture,
     MixtureProposal,
     PriorProposal,
@@ -41,6 +46,7 @@ from .proposals import (
 )
 from .results import AdaptationPath, S2MResult, SamplingWarning, warn
 from .run import Driver, NotBegun, Run, Signals
+from .tuning import tune
 from .weights import Indices, JointClass, MinMax, joint_class
 
 ProposalOption = LatentMixture | Mixture | DrawLatents | Tensor | np.ndarray | None
@@ -85,15 +91,22 @@ class S2MSampler:
 
     Args:
         G: ``G(z) -> x`` or, class-conditional, ``G(z, label) -> x``, with x (B, *x_shape) for z (B, *z_shape) and
-            label (B,) int64. A generator that requires a second argument is taken as class-conditional;
-            ``conditional`` says it where that guess is wrong.
+            label (B,) int64, or one-hot (B, c_dim) where G has ``c_dim`` (None where that is 0). x may come in a
+            tuple, dict or dataclass. A generator with a second argument that it requires, fails without or calls
+            "label" or the like is taken as class-conditional; ``conditional`` says it where that guess is wrong.
         clf: ``clf(x) -> (class_logits, validity_logit)`` or ``(class_logits, fake_class_logits or None,
-            validity_logit)``, or a dict with those names: logits (B, N) of D_r, (B, N) of D_f (needed for
-            class-conditional proposals) and (B,) or (B, 1) of D_v. They are used as density ratios, so they
-            must be calibrated; :func:`spml_fast.train_density_ratio` makes such a clf.
+            validity_logit)``, or a dict or dataclass with those names: logits (B, N) of D_r, (B, N) of D_f (needed
+            for class-conditional proposals) and B of D_v. A logit of -inf says "never". They are used as density
+            ratios, so they must be calibrated; :func:`spml_fast.train_density_ratio` makes such a clf, and
+            :class:`Classifiers` joins separate modules.
         z_dim: latent size, an int or a shape; ``G.z_dim`` unless given.
+        prior: distribution of the latents that G was trained with, a ``torch.distributions`` object of one number
+            or
+            of a whole latent; the standard normal unless given. Normal, uniform, truncated
+            (:class:`TruncatedNormal`) and whatever has an ``icdf`` is drawn by Philox and goes with every method;
+            others are drawn by their own ``sample``, once a step, and go with neither MALA nor Mixture.
         weight: gamma and temperatures, a :class:`MinMax`; all 1 unless given.
-        plan: how the models are run: batch size, device, precision; a :class:`Plan`.
+        plan: how the models are run: batch size, memory format, device, precision; a :class:`Plan`.
         conditional: whether G takes a label.
         stochastic: G draws noise of its own, so a latent does not determine x: keep samples as the chains run
             instead of decoding the latents of their states at the end.
@@ -117,6 +130,7 @@ class S2MSampler:
         z_dim: int | Sequence[int] | None = None,
         weight: MinMax | None = None,
         plan: Plan | None = None,
+        prior: Distribution | None = None,
         conditional: bool | None = None,
         stochastic: bool = False,
     ):
@@ -126,9 +140,56 @@ class S2MSampler:
         for name, value, kind in (("weight", weight, MinMax), ("plan", plan, Plan)):
             if value is not None and not isinstance(value, kind):
                 raise TypeError(f"{name} must be a spml_fast.{kind.__name__}, got {value!r}")
-        conditional = takes_label(G) if conditional is None else conditional
+        if z_dim is None and isinstance(prior, Distribution):
+            z_dim = tuple(prior.batch_shape + prior.event_shape) or None
+        z_shape = latent_shape(G, z_dim)
         self.weight = weight or MinMax()
-        self.models = Models(G, clf, latent_shape(G, z_dim), conditional, stochastic, plan or Plan())
+        self.models = Models(
+            Generator(G, conditional),
+            clf,
+            z_shape,
+            stochastic,
+            plan or Plan(),
+            None if prior is None else LatentPrior(prior, z_shape),
+        )
+
+    def describe(self) -> str:
+        """How G and clf are read and run, in a few sentences; runs each on two rows and on one, the first time.
+
+        Raises:
+            ValueError, TypeError: what cannot be read; the message names the argument that would settle it.
+        """
+        found, models = probe_models(self.models), self.models
+        z = ", ".join(map(str, ("B", *models.z_shape)))
+        x = ", ".join(map(str, ("B", *found.x_shape)))
+        prior = "a standard normal" if models.prior is None else str(models.prior)
+        noise = ", drawing noise of its own" if models.stochastic else ""
+        D_f = "" if not found.has_D_f else ", of D_f likewise" + ("" if models.conditional else " (not used)")
+        twice = " A batch of one row is given twice, since one row alone fails." if found.fewest_rows == 2 else ""
+        sizes, formats = found.plan.batch_size, found.plan.memory_format
+        how = [
+            f"{name} in batches of {size}, {memory_format.replace('_', ' ')}"
+            for name, size, memory_format in zip(("G", "clf"), sizes, formats, strict=True)
+        ]
+        precision = "" if found.plan.precision is None else f", under autocast to {found.plan.precision}"
+        return (
+            f"{models.generator}: z ({z}) {models.dtype} of {prior} -> x ({x}){noise}. "
+            f"clf(x): logits (B, {found.n_classes}) of D_r{D_f}, and B of D_v.{twice} "
+            f"Run on {models.device}: {', '.join(how)}{precision}."
+        )
+
+    def tune(self, progress: bool = False) -> Plan:
+        """The plan with batch sizes and memory formats that are fastest here, measured; what the plan says stays.
+
+        Pass it on: ``S2MSampler(G, clf, plan=plan)``; ``plan.to_dict()`` keeps it. Measuring is never exact:
+        another call may choose otherwise, and other batches round differently.
+
+        Args:
+            progress: show a tqdm bar.
+        """
+        probe_models(self.models)
+        with eval_mode(*self.models.both):
+            return tune(self.models, progress)
 
     def sample(
         self,
@@ -240,6 +301,7 @@ class S2MSampler:
             if driver.processes.rank == 0:
                 for result in results:
                     _warn_of(result, call)
+                _warn_of_bounds(results, call)
         return results
 
     @renamed(**_NOW_OF_ADAPT)
@@ -293,7 +355,12 @@ class S2MSampler:
         """What runs the call: processes that agree on it, its checkpoint, a bar; and the call with a seed."""
         models, processes = self.models, processes_of(run.distributed)
         signals = Signals(wait_for_checkpoint=run.checkpoint is not None)
-        with signals.noted(), eval_mode(models.G, models.clf), processes.failing_together():
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(signals.noted())
+            stack.enter_context(processes.failing_together())
+            probe_models(models)
+            self._check_label(call)
+            stack.enter_context(models.borrowed())
             told = self._identity(call) if processes.size > 1 or run.checkpoint is not None else {}
             told["first_chain"] = run.first_chain
             processes.require_same_call(
@@ -320,7 +387,7 @@ class S2MSampler:
                 unit_scale=True,
                 disable=not (progress and processes.rank == 0),
             )
-            with bar, contextlib.ExitStack() as stack:
+            with bar:
                 checkpoint = None
                 if run.checkpoint is not None:
                     labels = [label for label, _ in self._pools(call)]
@@ -338,11 +405,12 @@ class S2MSampler:
         shard = Shard(call.n_chains, driver.processes)
         for number, ((label, path), members) in enumerate(self._pools(call, paths).items()):
             adapted = None if path is None else paths[path].mixture
+            proposal = self._proposal(call, shard, first_chain, adapted)
             problem = Problem(
                 joint_classes=tuple(call.joint_classes[t] for t in members),
                 weight=self.weight,
-                models=self.models.given(label),
-                proposal=self._proposal(call, shard, first_chain, adapted),
+                models=self.models.given(label, proposal),
+                proposal=proposal,
                 shard=shard,
                 seed=call.seed,
                 first_chain=first_chain,
@@ -364,7 +432,7 @@ class S2MSampler:
 
     def _draw_chains(self, driver: Driver, call: Call) -> Callable[..., list[S2MResult]]:
         """The function by which an adaptation draws chains: those of all processes, without a checkpoint."""
-        driver = replace(driver, checkpoint=None, gather=True)
+        driver = replace(driver, checkpoint=None, gather=True, normal_latents=True)
 
         def draw(
             joint_classes: Sequence[JointClass],
@@ -407,6 +475,9 @@ class S2MSampler:
         arguments = (self.models.z_shape, chains, call.seed, self.models.dtype)
         if isinstance(given, LatentMixture):
             return MixtureProposal(given, *arguments)
+        prior = self.models.prior
+        if given is None and prior is not None and not prior.from_normals:
+            given = prior.draw
         if given is None or isinstance(given, Mixture):
             return PriorProposal(*arguments)
         here = slice(shard.first, shard.first + shard.n)
@@ -419,11 +490,18 @@ class S2MSampler:
         """Errors of arguments that cannot be combined, before anything is drawn."""
         if call.proposal_class is not None:
             count(call.proposal_class, "proposal_class", least=0)
-        if call.proposal_class is not None and not self.models.conditional:
-            raise ValueError(
-                f"proposal_class={call.proposal_class}, but G takes no label; "
-                "pass conditional=True to S2MSampler if it does"
-            )
+        self._check_label(call)
+        prior = self.models.prior
+        if prior is not None:
+            fits = isinstance(call.proposal, (Mixture, LatentMixture))
+            if not prior.from_normals and (fits or call.kernel.needs_correction):
+                what = "fitted proposals" if fits else f"method={call.kernel.name!r}"
+                raise ValueError(f"{what} take a prior that can be made of normals, which {prior} cannot")
+            if call.kernel.needs_correction and call.proposal is not None and not fits:
+                raise ValueError(
+                    f"method={call.kernel.name!r} with a prior of its own takes proposals of the prior or of a "
+                    "mixture, not latents from elsewhere"
+                )
         if call.schedule().expected_steps > MAX_STEPS:
             raise ValueError(f"the chains would take {call.schedule().expected_steps} steps, more than 2^31 - 1")
         if call.kernel.name == "mala" and self.models.stochastic:
@@ -453,12 +531,21 @@ class S2MSampler:
         for target in call.joint_classes:
             self.weight.values(target)
 
+    def _check_label(self, call: Call) -> None:
+        """``ValueError`` for a proposal class where G takes none, as far as that is known."""
+        if call.proposal_class is not None and self.models.conditional is False:
+            raise ValueError(
+                f"proposal_class={call.proposal_class}, but G takes no label; "
+                "pass conditional=True to S2MSampler if it does"
+            )
+
     def _identity(self, call: Call) -> dict[str, Any]:
         """What must be the same in all processes, and in a run that goes on from a checkpoint, in plain values."""
         models = self.models
         told = dict(
             G=models.G,
             clf=models.clf,
+            prior=None if models.prior is None else models.prior.identity(),
             z_shape=models.z_shape,
             conditional=models.conditional,
             stochastic=models.stochastic,
@@ -642,9 +729,39 @@ def _warn_of(result: S2MResult, call: Call) -> None:
         )
 
 
+FAR = 0.1
+"""Bound on the distance to a target from which on a fixed number of steps is called too few."""
+
+
+def _warn_of_bounds(results: Sequence[S2MResult], call: Call) -> None:
+    """Warns, once for all targets, where a fixed number of steps leaves samples far from their targets."""
+    found, needed = [], 0.0
+    for result in results:
+        d = result.diagnostics
+        if call.n_steps is None or d.interrupted or d.tv_bound is None or d.tv_bound <= FAR:
+            continue
+        if not math.isfinite(d.max_weight_ratio):  # there is a warning of its own
+            continue
+        found.append(f"{result.joint_class} ({d.tv_bound:.2g})")
+        steps = d.n_steps * d.tv_bound / FAR if d.method != "imh" else bound_steps(d.max_weight_ratio, FAR)
+        needed = max(needed, steps)
+    if found:
+        shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+        other = "method='resample', which needs fewer steps" if call.kernel.name == "imh" else "n_steps='auto'"
+        fit = "" if isinstance(call.proposal, Mixture) else "fitted proposals (proposal=Mixture()), "
+        warn(
+            f"{call.n_steps} steps are too few for {shown}: samples may be as far from their target, in total "
+            f"variation, as the bound in brackets. About {math.ceil(needed):,} steps would bring it to {FAR:g}. "
+            "Try "
+            f"first {fit}{other}, a higher validity_temperature if D_v is overconfident, or a better generator"
+        )
+
+
 def _signed(seed: int) -> int:
     """The int64 with the bits of a seed between -2^63 and 2^64."""
     try:
+        if isinstance(seed, (bool, np.bool_)) or (isinstance(seed, Tensor) and seed.dtype == torch.bool):
+            raise TypeError
         seed = operator.index(seed)
     except TypeError:
         raise TypeError(f"seed must be an integer, got {seed!r}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops, reference
-from .._models import ClassifierOutput
+from .._conventions import ClassifierOutput
 from .chains import ChainState, Targets
 
 Numbers = float | Sequence[float] | np.ndarray | Tensor
@@ -192,7 +193,12 @@ def pack_targets(
                 )
         excluded = np.isin(np.arange(n_classes), target.J)
         log_gamma[t] = np.log(np.where(excluded, values["gamma_J"], values["gamma"]))
-        inverse[t] = 1 / values["temperature"], 1 / values["validity_temperature"]
+        for part, name in enumerate(("temperature", "validity_temperature")):
+            inverse[t, part] = 1 / values[name]
+            if inverse[t, part] > torch.finfo(dtype).max:
+                raise ValueError(
+                    f"{name}={float(values[name])!r} of {target} is too small: {dtype} cannot hold 1 over it"
+                )
     return Targets(
         torch.from_numpy(masks.view(np.int64)).to(device),
         torch.from_numpy(log_gamma).to(device=device, dtype=dtype),
@@ -216,6 +222,10 @@ def _one_number(given: Numbers, name: str) -> np.ndarray:
     return np.array(value)
 
 
+LARGEST_LOG_WEIGHT = {torch.float32: 2.0**16, torch.float64: 2.0**44}
+"""Log weights that are known to 0.01 at least, in float32; far better in float64."""
+
+
 @dataclass(frozen=True)
 class MinMaxWeights:
     """The weights of T joint classes, for logits of one dtype on one device.
@@ -227,6 +237,27 @@ class MinMaxWeights:
     joint_classes: tuple[JointClass, ...]
     targets: Targets
     proposal_class: int = 0
+
+    def check_size(self, class_logit: float, validity_logit: float) -> None:
+        """``ValueError`` if logits of these sizes make weights that are not told apart in this dtype.
+
+        Args:
+            class_logit: size of the largest logit of a row, of D_r or D_f, at its largest.
+            validity_logit: the largest of D_v.
+        """
+        inverse = self.targets.inv_temperature.double().amax(0).tolist()
+        sizes = {"class": class_logit * inverse[0], "validity": abs(validity_logit) * inverse[1]}
+        dtype = self.targets.log_gamma.dtype
+        for name, size in sizes.items():
+            if LARGEST_LOG_WEIGHT[dtype] < size < math.inf:
+                step = size * torch.finfo(dtype).eps
+                raise ValueError(
+                    f"clf's {name} logits over their temperature reach {size:.3g}, where {dtype} knows log "
+                    "weights only "
+                    f"to about {step:.2g}: a temperature too small, or a classifier that is far from calibrated. "
+                    "Raise "
+                    f"the temperature (MinMax), calibrate, or return float64 logits"
+                )
 
     def log_weights(self, output: ClassifierOutput, log_correction: Tensor | None = None) -> Tensor:
         """(T, B) of B proposals; ``log_correction`` (B,) is added, log p_z(z) - log p~_z(z)."""

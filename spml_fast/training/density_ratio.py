@@ -21,7 +21,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from .._checks import renamed
-from .._models import eval_mode, first_tensor, latent_shape, takes_label
+from .._conventions import Generator, images_of, latent_shape
+from .._models import eval_mode, first_tensor, modules_in, seeded
+from ..sampling.proposals import LatentPrior
 from .options import DensityRatioFit, Heads, check_kind
 from .quiet import quiet_fit, quiet_trainer, tensor_loader
 
@@ -153,8 +155,9 @@ def train_density_ratio(
 
     Args:
         G: generator, ``G(z)`` or, class-conditional, ``G(z, label)``; z (B, z_dim) of the
-            standard normal, label (B,) int64, output (B, *x_shape). A module is run in eval mode
-            without gradients, on the training device, and given back as it came.
+            standard normal or ``fit.prior``, label (B,) int64, output (B, *x_shape), in all the forms that
+            :class:`~spml_fast.S2MSampler` takes. Its modules are run in eval mode without gradients, on the
+            training device, and given back as they came.
         x: (N, *x_shape) floating tensor or array, on the scale of G's output; or a map-style
             ``Dataset`` of (x, label) pairs, with ``labels=None``.
         labels: (N,) integers, the one observed positive class of each instance.
@@ -187,7 +190,9 @@ def train_density_ratio(
     data, labels = _as_dataset(x, labels)
     n_classes = _check_labels(labels, n_classes)
     latent = latent_shape(G, z_dim)
-    conditional = _is_conditional(G, conditional, heads.D_f)
+    generator = _generator(G, conditional, heads.D_f)
+    conditional = bool(generator.conditional)
+    prior = None if fit.prior is None else LatentPrior(fit.prior, latent)
     train_rows, held_rows = _split(labels, n_classes, fit.holdout, seed)
 
     trainer = quiet_trainer(
@@ -198,11 +203,18 @@ def train_density_ratio(
         inference_mode=False,
     )
     device = trainer.strategy.root_device
-    with _seeded(seed, device), _generating(G, device):
+    with seeded(seed, device), _generating(G, device) as dtype:
 
-        def generate(labels: Tensor, latents: Tensor) -> Tensor:
+        def generate(labels: Tensor, normals: Tensor) -> Tensor:
+            latents = normals
+            if prior is not None and prior.from_normals:
+                latents = prior(normals)
+            elif prior is not None:
+                latents = prior.distribution.sample((len(normals),)).to(normals)
             with torch.no_grad():
-                return G(latents, labels) if conditional else G(latents)
+                made = generator(latents.to(dtype), labels if conditional else None)
+                # A copy: what is trained on must not change what G returned, nor G that.
+                return images_of(made, len(latents)).clone()
 
         sample = data[0][0][None]
         _check_generated(generate, sample, latent, device)
@@ -463,45 +475,48 @@ def _build(sample: Tensor, heads: Heads, n_classes: int, conditional: bool) -> D
 
 
 def _probe(name: str, module: nn.Module, sample: Tensor) -> Tensor:
-    """The output of one forward pass in eval mode, which also gives lazy layers their shape."""
+    """The output of one forward pass in eval mode, which also gives lazy layers their shape.
+
+    Then all of it is in training mode, but for what is frozen: modules none of whose parameters is trained, and
+    those in eval mode within a module that is not.
+    """
+    frozen = {part for part in module.modules() if module.training and not part.training}
     module.eval()
     with torch.no_grad():
         out = module(sample)
     module.train()
+    for part in module.modules():
+        parameters = list(part.parameters())
+        if part in frozen or (parameters and not any(p.requires_grad for p in parameters)):
+            part.eval()
     if not isinstance(out, Tensor):
         raise TypeError(f"{name} must return a tensor, got {type(out).__name__}")
     return out
 
 
-def _is_conditional(G: Callable[..., Tensor], conditional: bool | None, D_f: nn.Module | None) -> bool:
-    if conditional is None:
-        conditional = D_f is not None or takes_label(G)
-    if D_f is not None and not conditional:
+def _generator(G: Callable[..., Tensor], conditional: bool | None, D_f: nn.Module | None) -> Generator:
+    """G under one convention; one whose label is optional is given it if there is a D_f."""
+    if D_f is not None and conditional is False:
         raise ValueError("D_f is for a class-conditional G(z, label), got conditional=False")
-    return conditional
+    return Generator(G, True if D_f is not None else conditional)
 
 
 @contextlib.contextmanager
-def _generating(G: Callable[..., Tensor], device: torch.device) -> Iterator[None]:
-    """G in eval mode on ``device``; its flags and its device come back afterwards."""
+def _generating(G: Callable[..., Tensor], device: torch.device) -> Iterator[torch.dtype]:
+    """The modules of G in eval mode on ``device``, and the dtype of its latents; they come back as they were."""
     parameter = first_tensor(G)
     with eval_mode(G):
-        if parameter is not None:
-            home = parameter.device
-            G.to(device)
+        if parameter is None:
+            yield torch.float32
+            return
+        home = parameter.device
+        for module in modules_in(G):
+            module.to(device)
         try:
-            yield
+            yield parameter.dtype
         finally:
-            if parameter is not None:
-                G.to(home)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield
+            for module in modules_in(G):
+                module.to(home)
 
 
 def _check_generated(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 if TYPE_CHECKING:
     from ..data.base import Split
@@ -205,6 +206,8 @@ class DensityRatioFit:
             in training.
         accelerator: accelerator of Lightning: "auto", "cpu", "gpu", ...
         precision: precision of Lightning: "32-true", "bf16-mixed", "16-mixed", ...
+        prior: distribution of G's latents, as that of :class:`~spml_fast.S2MSampler`; the standard normal unless
+        given.
 
     Raises:
         ValueError: a number out of range.
@@ -220,6 +223,7 @@ class DensityRatioFit:
     augment: Callable[[Tensor], Tensor] | None = None
     accelerator: str = "auto"
     precision: str = "32-true"
+    prior: Distribution | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "patience"):

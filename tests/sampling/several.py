@@ -140,9 +140,10 @@ class Case:
     targets: list = field(default_factory=lambda: BOTH)
 
     def run(self, hook=None, **options):
-        """As plain values. ``hook`` is called before every call of G."""
+        """As plain values. ``hook`` is called before every call of G, those of the probe left out."""
         sampler = self.make()
         if hook is not None:
+            sampler.describe()
             before(sampler.models.G, hook)
         of_run = {name: options.pop(name) for name in OF_RUN if name in options}
         given = isinstance(self.call.get("proposal"), torch.Tensor)

@@ -359,6 +359,7 @@ def test_a_finished_run_is_not_run_again(path, name, monkeypatch):
 def _counting(make, calls):
     def counted():
         sampler = make()
+        sampler.describe()  # its probe is not counted
         before(sampler.models.clf, lambda: calls.append(1))
         return sampler
 
@@ -441,6 +442,7 @@ def test_time_adds_up(path):
 
     def run(hook=None):
         sampler = rowwise()
+        sampler.describe()
         before(sampler.models.G, lambda: (time.sleep(0.05), hook and hook()))
         return sampler.sample(0, (), 20, 40, seed=0, run=Run(path, every=0.0)).diagnostics
 
@@ -481,8 +483,13 @@ MODELS = {
     "G": lambda: weighted(1.0, 1, 1.5),
     "clf": lambda: S2MSampler(Weighted(1.0, 1, 1), several.NoClass()),
     "precision": lambda: weighted(1.0, 1, 1, plan=Plan(precision=torch.bfloat16)),
-    "conditional": lambda: S2MSampler(lambda z, label: z, RowwiseClassifier(), z_dim=4, conditional=True),
+    "conditional": lambda: S2MSampler(lambda z, label: z, _with_D_f, z_dim=4, conditional=True),
 }
+
+
+def _with_D_f(x):  # noqa: N802
+    class_logits, validity = RowwiseClassifier()(x)
+    return class_logits, class_logits, validity
 
 
 @pytest.fixture

@@ -92,6 +92,7 @@ def killed_run(folder, name, call):
 
     def hooked():
         sampler = make()
+        sampler.describe()
         before(sampler.models.G, at_call(call, die))
         return sampler
 

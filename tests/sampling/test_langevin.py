@@ -16,6 +16,7 @@ from scipy import stats
 from torch import nn
 from toys import (
     FIELDS,
+    PROBE_ROWS,
     ConditionalGaussianClassifier,
     ConditionalGaussianGenerator,
     GaussianClassifier,
@@ -707,7 +708,7 @@ class Broken(RowwiseClassifier):
     def forward(self, x):
         class_logits, validity = super().forward(x)
         self.calls += torch.is_grad_enabled()
-        if self.calls == self.at:
+        if self.calls == self.at and len(x) > PROBE_ROWS:
             which = torch.arange(len(x)) == 2
             if self.logit == "validity":
                 validity = torch.where(which, self.bad, validity)
@@ -730,8 +731,6 @@ def test_nan_logits_are_an_error(at):
         (math.nan, "class"),
         (math.inf, "class"),
         (math.inf, "validity"),
-        (-math.inf, "validity"),
-        (-math.inf, "class"),
     ],
 )
 def test_infinite_logits_are_an_error_at_any_step(bad, logit, at):

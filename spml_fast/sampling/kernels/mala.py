@@ -19,7 +19,7 @@ from ..chains import State, along
 from ..models import Offer
 from ..statistics import mixing
 from .base import Draws, Kernel, OneStep, Problem
-from .imh import IMHState, check_thinning, scan, start_chains, summaries
+from .imh import IMHState, check_thinning, glance_at, scan, start_chains, summaries
 
 START_STEPS = 16
 """Steps of independent Metropolis-Hastings from whose states the chains start."""
@@ -166,6 +166,12 @@ class MALA(Kernel):
         else:
             state.trace.append(densities)
 
+    def glance(self, problem: Problem, state: MALAState, at: int) -> dict[str, str]:
+        if at <= START_STEPS:
+            return glance_at(state.start.chains, at)
+        rates = state.counts[0].double().mean(1).cpu() / (at - START_STEPS)
+        return {"accepted": f"{float(rates.min()):.3f}"}
+
     def check(self, problem: Problem, state: MALAState) -> None:
         state.start.chains.raise_if_invalid(problem.first)
 
@@ -236,14 +242,14 @@ class MALA(Kernel):
         def one_batch(first: int, last: int) -> tuple[Tensor, Tensor]:
             with torch.enable_grad():
                 leaf = z[first:last].clone().requires_grad_()
-                # Of a copy, or a generator that works in place could not: a leaf must not be written to.
-                _, output = problem.models.classify(leaf.view(-1, *problem.models.z_shape).clone())
-                if not all(torch.isfinite(part).all() for part in output if part is not None):
-                    raise ValueError(
-                        f"clf returned NaN or infinite logits at Langevin step {at - START_STEPS}; every logit "
-                        "must be finite"
-                    )
+                _, output = problem.models.classify(leaf.view(-1, *problem.models.z_shape))
                 log_weight = problem.weights(output).differentiable(target, output)
+                if not (log_weight < torch.inf).all():  # NaN included
+                    raise ValueError(
+                        f"clf returned NaN or infinite logits at Langevin step {at - START_STEPS}; a logit must "
+                        "be "
+                        "finite, or -inf for what cannot be"
+                    )
                 gradient = None
                 if log_weight.requires_grad:
                     (gradient,) = torch.autograd.grad(log_weight.sum(), leaf, allow_unused=True)

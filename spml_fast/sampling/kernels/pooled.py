@@ -81,6 +81,12 @@ class Pooled(Kernel):
             spare = tensor.untyped_storage().nbytes() > tensor.nbytes  # of a block that ended early
             state.kept.setdefault(name, []).append(tensor.clone() if spare else tensor)
 
+    def glance(self, problem: Problem, state: PooledState, at: int) -> dict[str, str]:
+        n = problem.shard.n * at
+        found = [weight_summary(w, at)[:2] for w in state.chains.weights.movedim(1, 0).cpu().numpy()]
+        bound = max(min(1.0, self._bias(ess * n, ratio / n)) for ess, ratio in found)
+        return {"ESS": f"{min(ess for ess, _ in found) * n:.0f}", "bound": f"{bound:.2g}"}
+
     def check(self, problem: Problem, state: PooledState) -> None:
         state.chains.raise_if_invalid(problem.first)
 

@@ -37,6 +37,7 @@ class DrawnProposal:
     """
 
     regenerates = False
+    normal_coordinates = False
 
     def __init__(
         self,

@@ -19,6 +19,8 @@ class Proposal(Protocol):
 
     regenerates: bool
     """Whether :meth:`recall` works. Where it does not, latents of accepted proposals are kept as the run goes."""
+    normal_coordinates: bool
+    """Whether latents are in coordinates in which the prior is standard normal, rather than G's own."""
 
     def rows(self, first: int, last: int) -> tuple[Tensor, Tensor | None]:
         """Latents (last - first, *z_shape), and log p_z(z) - log p~_z(z) of that length, None where it is zero."""
@@ -37,6 +39,7 @@ class Regenerated:
     """A proposal whose latents depend on the chain and the step alone, so that nothing has to be remembered."""
 
     regenerates = True
+    normal_coordinates = False
     n_chains: int
     device: torch.device
 
@@ -65,6 +68,8 @@ class PriorProposal(Regenerated):
         seed: 64 bits.
         dtype: of the latents.
     """
+
+    normal_coordinates = True
 
     def __init__(self, z_shape: tuple[int, ...], chains: Tensor, seed: int, dtype: torch.dtype = torch.float32):
         self.z_shape = z_shape

@@ -1,0 +1,155 @@
+"""Priors of latents other than the standard normal, as functions of standard normal latents.
+
+The sampler works in coordinates in which the prior is standard normal: there it proposes, adapts proposals and
+takes Langevin steps. What such coordinates become before G sees them is part of the generator. So any prior that
+can be written as a function of normals is exact with every method, and drawn by Philox like the normal one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, constraints
+
+from ..._models import seeded
+
+INSIDE = 2.0**-53
+"""Smallest distance of a uniform from 0 and 1: beyond, inverse distribution functions may be infinite."""
+
+
+class TruncatedNormal(Distribution):
+    """The standard normal distribution between two bounds: the prior of generators that truncate their latents.
+
+    A number that falls outside is drawn again, number by number, as in BigGAN's truncation; so each is
+    independent.
+
+    Args:
+        low, high: bounds, numbers; the distribution is of one number, and stands for each number of a latent.
+
+    Raises:
+        ValueError: low is not less than high, or nothing lies between them.
+    """
+
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012, as torch has it
+    has_rsample = True
+
+    def __init__(self, low: float = -2.0, high: float = 2.0) -> None:
+        self.low, self.high = float(low), float(high)
+        if not self.low < self.high:
+            raise ValueError(f"low must be less than high, got low={low!r}, high={high!r}")
+        ends = torch.special.ndtr(torch.tensor([self.low, self.high], dtype=torch.float64))
+        self._first, self._mass = float(ends[0]), float(ends[1] - ends[0])
+        if self._mass <= 0:
+            raise ValueError(f"no mass of the standard normal lies between {low} and {high}")
+        super().__init__(validate_args=False)
+
+    def __repr__(self) -> str:
+        return f"TruncatedNormal(low={self.low:g}, high={self.high:g})"
+
+    @property
+    def support(self) -> constraints.Constraint:
+        return constraints.interval(self.low, self.high)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> TruncatedNormal:
+        found = TruncatedNormal(self.low, self.high)
+        found._batch_shape = torch.Size(batch_shape)
+        return found
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The number below which lies a share ``value`` of the mass."""
+        found = torch.special.ndtri(self._first + value.double() * self._mass).to(value.dtype)
+        return found.clamp(self.low, self.high)
+
+    def cdf(self, value: Tensor) -> Tensor:
+        inside = (torch.special.ndtr(value.double()) - self._first) / self._mass
+        return inside.clamp(0, 1).to(value.dtype)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        normal = -0.5 * value.square() - 0.5 * math.log(2 * math.pi) - math.log(self._mass)
+        return torch.where((value >= self.low) & (value <= self.high), normal, -torch.inf)
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return self.icdf(torch.rand(self._extended_shape(torch.Size(sample_shape))).clamp(INSIDE))
+
+
+class LatentPrior:
+    """A prior of latents: a ``torch.distributions`` object, spread over the shape of a latent.
+
+    Attributes:
+        distribution: of a whole latent (z_shape).
+        from_normals: whether its draws can be made of standard normals. Otherwise it is drawn by its own
+            ``sample``,
+            once a step for all chains.
+
+    Raises:
+        TypeError: no distribution.
+        ValueError: a distribution of another shape than the latents'.
+    """
+
+    def __init__(self, distribution: Distribution, z_shape: tuple[int, ...]) -> None:
+        if not isinstance(distribution, Distribution):
+            raise TypeError(f"prior must be a torch.distributions.Distribution, got {distribution!r}")
+        own = tuple(distribution.batch_shape + distribution.event_shape)
+        if own != z_shape:
+            event = tuple(distribution.event_shape)
+            try:
+                if event and z_shape[len(z_shape) - len(event) :] != event:
+                    raise ValueError
+                distribution = distribution.expand(z_shape[: len(z_shape) - len(event)])
+            except (ValueError, RuntimeError, NotImplementedError) as error:
+                raise ValueError(
+                    f"prior is of latents of shape {own}, G takes {z_shape} (z_dim): {distribution}"
+                ) from error
+        self.distribution, self.z_shape = distribution, z_shape
+        self.from_normals = self._can_invert()
+
+    def __call__(self, normals: Tensor) -> Tensor:
+        """Latents (n, *z_shape) of the prior, from standard normals of that shape; gradients flow through it."""
+        wide = normals.double()
+        base = self._base
+        if isinstance(base, MultivariateNormal):
+            flat = wide.flatten(1) @ base.scale_tril.to(wide).mT
+            return (base.loc.to(wide) + flat.view_as(wide)).to(normals.dtype)
+        if isinstance(base, Normal):
+            return (base.loc.to(wide) + base.scale.to(wide) * wide).to(normals.dtype)
+        uniform = torch.special.ndtr(wide).clamp(INSIDE, 1 - INSIDE)
+        return base.icdf(uniform).to(normals.dtype)
+
+    def identity(self) -> dict[str, Any]:
+        """What tells the prior from others, in plain values."""
+        names = {name: getattr(self._base, name, None) for name in (*self._base.arg_constraints, "low", "high")}
+        values = {
+            name: torch.as_tensor(v).double().flatten().tolist() for name, v in names.items() if v is not None
+        }
+        return {"class": type(self._base).__name__} | values
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        """Latents (n, *z_shape) by the distribution's own ``sample``, whose seed ``generator`` gives."""
+        device = generator.device
+        seed = int(torch.randint(2**62, (), generator=generator, device=device))
+        with seeded(seed, device):
+            return self.distribution.sample((n,)).to(device)
+
+    @property
+    def _base(self) -> Distribution:
+        base = self.distribution
+        while isinstance(base, Independent):
+            base = base.base_dist
+        return base
+
+    def _can_invert(self) -> bool:
+        base = self._base
+        if isinstance(base, MultivariateNormal):
+            return len(self.z_shape) == 1
+        try:
+            made = self(torch.zeros(2, *self.z_shape, dtype=torch.float64))
+        except (NotImplementedError, ValueError, RuntimeError):
+            return False
+        return made.shape == (2, *self.z_shape)
+
+    def __repr__(self) -> str:
+        return repr(self.distribution)
