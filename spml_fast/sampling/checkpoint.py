@@ -6,17 +6,17 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _ops
 from .._checkpoint import digest, exclusive, load_state, save_state
+from . import fingerprints
 from .kernels import Kernel
 from .models import Models
 from .processes import Processes
@@ -33,13 +33,12 @@ PROBE_SEED = 0x5EED
 
 
 def identity(value: object) -> Any:
-    """A plain value that tells one argument from another: for models and tensors, a hash of their bytes."""
-    if isinstance(value, nn.Module):
-        return f"{type(value).__name__} {digest(value.state_dict())}"
+    """A plain value that tells one argument from another: for tensors and functions, a hash of what is in them."""
     if isinstance(value, LatentMixture):
         return f"mixture {value.prior_share} {digest(dict(w=value.weights, m=value.means, s=value.scales))}"
     if isinstance(value, Kernel):
-        options = {name: identity(part) for name, part in vars(value).items()}
+        named = [part.name for part in fields(value)] if is_dataclass(value) else list(vars(value))
+        options = {name: identity(getattr(value, name)) for name in named}
         return {"name": value.name, "class": type(value).__qualname__} | options
     if isinstance(value, Mixture):
         return {"mixture": asdict(value)}
@@ -53,12 +52,10 @@ def identity(value: object) -> Any:
         return {str(name): identity(item) for name, item in value.items()}
     if isinstance(value, Sequence):
         return [identity(item) for item in value]
-    if isinstance(value, FunctionType):
-        inside = [cell.cell_contents for cell in value.__closure__ or ()] + list(value.__defaults__ or ())
-        known = [identity(part) for part in inside if isinstance(part, (Tensor, np.ndarray, int, float, str))]
-        return f"function {value.__qualname__} {known}"
+    if callable(value):
+        return fingerprints.of_function(value)
     text = repr(value)
-    return f"{type(value).__name__} {getattr(value, '__qualname__', '') if ' at 0x' in text else text}".strip()
+    return f"{type(value).__name__} {'' if ' at 0x' in text else text}".strip()
 
 
 def probe(models: Models, labels: Sequence[int | None]) -> list[float]:

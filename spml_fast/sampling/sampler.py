@@ -25,6 +25,7 @@ from .._checks import count, renamed
 from .._models import eval_mode, latent_shape, takes_label
 from .adaptation import adapt, adapt_where_it_pays, check_order
 from .checkpoint import identity, opened, probe
+from .fingerprints import of_model
 from .kernels import IMH, METHODS, Kernel, Problem
 from .length import MAX_STEPS, Schedule
 from .models import Models, Plan
@@ -457,8 +458,8 @@ class S2MSampler:
         """What must be the same in all processes, and in a run that goes on from a checkpoint, in plain values."""
         models = self.models
         told = dict(
-            G=models.G,
-            clf=models.clf,
+            G=of_model(models.G),
+            clf=of_model(models.clf),
             z_shape=models.z_shape,
             conditional=models.conditional,
             stochastic=models.stochastic,
