@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-import warnings
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -27,7 +27,7 @@ from .adaptation import adapt, adapt_where_it_pays, check_order
 from .checkpoint import identity, opened, probe
 from .fingerprints import of_model
 from .kernels import IMH, METHODS, Kernel, Problem
-from .length import MAX_STEPS, Schedule
+from .length import MAX_STEPS, Schedule, bound_steps
 from .models import Models, Plan
 from .processes import Shard, processes_of
 from .proposals import (
@@ -40,9 +40,9 @@ from .proposals import (
     PriorProposal,
     Proposal,
 )
-from .results import AdaptationPath, S2MResult, SamplingWarning, warn
+from .results import AdaptationPath, S2MResult, warn
 from .run import Driver, NotBegun, Run, Signals
-from .weights import Indices, JointClass, MinMax, joint_class
+from .weights import NOW_OF_WEIGHTS, Indices, JointClass, MinMax, joint_class
 
 ProposalOption = LatentMixture | Mixture | DrawLatents | Tensor | np.ndarray | None
 """What ``proposal=`` takes; None is the standard normal prior."""
@@ -53,32 +53,49 @@ def _now(value: str, *names: str) -> dict[str, str]:
 
 
 # The spelling of keywords that were arguments before they became options of a value.
-_NOW = (
-    _now("weight=MinMax({}=...)", "gamma", "gamma_J", "temperature", "validity_temperature")
-    | _now("plan=Plan({}=...)", "batch_size", "block_steps", "device")
-    | _now("plan=Plan(precision=...)", "autocast_dtype")
-    | _now("plan=Plan(memory_format=torch.channels_last)", "channels_last")
+_NOW_OF_PLAN = (
+    _now("plan=spml_fast.Plan({}=...)", "batch_size", "block_steps", "device")
+    | _now("plan=spml_fast.Plan(precision=...)", "autocast_dtype")
+    | _now("plan=spml_fast.Plan(memory_format=torch.channels_last)", "channels_last")
 )
-_NOW_OF_CALLS = (
-    _now("method=IMH({0}=...), Rejection({0}=...) or Resample({0}=...)", "tol", "max_steps")
-    | _now("method=IMH({0}=...) or MALA({0}=...)", "samples_per_chain", "thin")
-    | _now("proposal=Mixture(...)", "adapt")
+_NOW_OF_METHODS = _now(
+    "method=spml_fast.IMH({0}=...), spml_fast.Rejection({0}=...) or spml_fast.Resample({0}=...)",
+    "tol",
+    "max_steps",
+) | _now("method=spml_fast.IMH({0}=...) or spml_fast.MALA({0}=...)", "samples_per_chain", "thin")
+_NOW_OF_REST = (
+    _now("proposal=spml_fast.Mixture(...)", "adapt")
     | _now("proposal=latents", "latents")
-    | _now("run=Run({}=...)", "first_chain", "distributed", "gather", "checkpoint")
-    | _now("run=Run(every=...)", "checkpoint_every")
+    | _now("run=spml_fast.Run({}=...)", "first_chain", "distributed", "gather", "checkpoint")
+    | _now("run=spml_fast.Run(every=...)", "checkpoint_every")
 )
+_NOW_OF_CALLS = _NOW_OF_METHODS | _NOW_OF_REST
 _NOW_OF_ADAPT = _now(
-    "how=Mixture({}=...)",
+    "how=spml_fast.Mixture({}=...)",
     "n_chains",
     "max_steps",
     "n_components",
     "max_components",
     "covariance",
     "prior_share",
-) | _now("run=Run(distributed=...)", "distributed")
-_NOW_OF_S2M_SAMPLE = _now("S2MSampler(G, clf, {}=...).sample(I, J)", "conditional", "stochastic", "plan") | _now(
-    "S2MSampler(G, clf).sample(I, J, {}=...)", "proposal", "proposal_class", "run", "progress"
+) | _now("run=spml_fast.Run(distributed=...)", "distributed")
+_NOW_OF_S2M_SAMPLE = (
+    NOW_OF_WEIGHTS
+    | _NOW_OF_METHODS
+    | _now("spml_fast.S2MSampler(G, clf, {}=...).sample(I, J).samples", "conditional", "stochastic", "plan")
+    | _now(
+        "spml_fast.S2MSampler(G, clf).sample(I, J, {}=...).samples",
+        "proposal",
+        "proposal_class",
+        "run",
+        "progress",
+    )
+    | {name: f"spml_fast.S2MSampler(G, clf, {now}).sample(I, J).samples" for name, now in _NOW_OF_PLAN.items()}
+    | {name: f"spml_fast.S2MSampler(G, clf).sample(I, J, {now}).samples" for name, now in _NOW_OF_REST.items()}
 )
+
+_DRAWING = threading.RLock()
+"""Held while torch's global generator is drawn from or set back, or two threads could get the same seed."""
 
 
 class S2MSampler:
@@ -109,7 +126,7 @@ class S2MSampler:
         ValueError, TypeError: for anything malformed, before sampling starts or with the first batch.
     """
 
-    @renamed(**_NOW)
+    @renamed(**NOW_OF_WEIGHTS | _NOW_OF_PLAN)
     def __init__(
         self,
         G: Callable[..., Tensor],
@@ -131,16 +148,34 @@ class S2MSampler:
         self.weight = weight or MinMax()
         self.models = Models(G, clf, latent_shape(G, z_dim), conditional, stochastic, plan or Plan())
 
+    @renamed(**_NOW_OF_CALLS)
     def sample(
         self,
         I: Indices,
         J: Indices = (),
         n_samples: int | None = None,
         n_steps: int | str | None = None,
-        **options: Any,
+        *,
+        method: str | Kernel = "imh",
+        proposal: ProposalOption = None,
+        proposal_class: int | None = None,
+        seed: int | None = None,
+        run: Run | None = None,
+        progress: bool = False,
     ) -> S2MResult:
         """Samples of one joint class; arguments as in :meth:`sample_targets`."""
-        return self.sample_targets([(I, J)], n_samples, n_steps, **options)[0]
+        (result,) = self.sample_targets(
+            [(I, J)],
+            n_samples,
+            n_steps,
+            method=method,
+            proposal=proposal,
+            proposal_class=proposal_class,
+            seed=seed,
+            run=run,
+            progress=progress,
+        )
+        return result
 
     @renamed(**_NOW_OF_CALLS)
     def sample_targets(
@@ -287,7 +322,10 @@ class S2MSampler:
         self._check(call, run)
         with self._driver(call, run, progress) as (driver, call):
             draw = self._draw_chains(driver, call)
-            return adapt(draw, driver.processes, target, call.seed, how, order)
+            path = adapt(draw, driver.processes, target, call.seed, how, order)
+            if any(driver.processes.largest(driver.signals.interrupted)):
+                raise KeyboardInterrupt  # it came while the last stage was decoded or fitted
+        return path
 
     @contextlib.contextmanager
     def _driver(self, call: Call, run: Run, progress: bool) -> Iterator[tuple[Driver, Call]]:
@@ -306,9 +344,17 @@ class S2MSampler:
                 }
             )
 
-            def seed(given: int | None = call.seed) -> int:
-                drawn = int(torch.randint(2**63 - 1, ())) if given is None else given
+            with _DRAWING:
+                # Before G and clf are tried for the checkpoint: that sets torch's generator back, and a seed that
+                # another thread drew meanwhile would be drawn again. A checkpoint may have one of its own.
+                drawn = int(torch.randint(2**63 - 1, ())) if call.seed is None else call.seed
+
+            def seed() -> int:
                 return processes.from_first(lambda: drawn)
+
+            def outputs() -> list[float]:
+                with _DRAWING:
+                    return probe(models, [label for label, _ in self._pools(call)])
 
             total = None
             if call.n_steps is not None:
@@ -324,8 +370,7 @@ class S2MSampler:
             with bar, contextlib.ExitStack() as stack:
                 checkpoint = None
                 if run.checkpoint is not None:
-                    labels = [label for label, _ in self._pools(call)]
-                    file = opened(run.checkpoint, told, lambda: probe(models, labels), seed, run.every, processes)
+                    file = opened(run.checkpoint, told, outputs, seed, run.every, processes)
                     checkpoint = stack.enter_context(file)
                 call = replace(call, seed=seed() if checkpoint is None else checkpoint.seed)
                 yield Driver(processes, signals, bar, checkpoint, run.gather), call
@@ -378,9 +423,7 @@ class S2MSampler:
             if call.proposal_class is not None or not self.models.conditional:
                 label = call.proposal_class
             chains = Call(joint_classes, n_chains, n_steps, IMH(), proposal, label, seed)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SamplingWarning)
-                results = self._run(driver, chains)
+            results = self._run(driver, chains)
             if any(result.diagnostics.interrupted for result in results):
                 raise KeyboardInterrupt
             return results
@@ -531,7 +574,7 @@ class Call:
         return Schedule.of(self.n_steps, *options)
 
 
-@renamed(**_NOW | _NOW_OF_CALLS | _NOW_OF_S2M_SAMPLE)
+@renamed(**_NOW_OF_S2M_SAMPLE)
 def s2m_sample(
     G: Callable[..., Tensor],
     clf: Callable[[Tensor], object],
@@ -549,12 +592,17 @@ def s2m_sample(
 
     The short form of :class:`S2MSampler` and its :meth:`~S2MSampler.sample_targets`, where the arguments are
     explained; use the class for diagnostics, latents, weights and more options. Fewer rows come back, with a
-    warning, if chains never met the joint class; under ``torchrun`` those of this process's chains.
+    warning, if chains never met the joint class; under ``torchrun`` those of this process's chains. A warning says
+    if Ctrl-C ended the run early.
 
     >>> x = spml_fast.s2m_sample(G, clf, I=[0, 2], J=1)  # doctest: +SKIP
     """
     sampler = S2MSampler(G, clf, z_dim=z_dim, weight=weight)
-    return sampler.sample(I, J, n_samples, n_steps, method=method, seed=seed).samples
+    result = sampler.sample(I, J, n_samples, n_steps, method=method, seed=seed)
+    d = result.diagnostics
+    if d.interrupted and d.n_steps:
+        warn(f"Ctrl-C ended the run of {result.joint_class} after {d.n_steps} steps, perhaps before all of them")
+    return result.samples
 
 
 def _kernel(method: str | Kernel) -> Kernel:
@@ -641,6 +689,15 @@ def _warn_of(result: S2MResult, call: Call) -> None:
             f"target is {d.tv_bound:.2g}, not tol={kernel.tol:g} (M = {d.max_weight_ratio:.0f}). {advice} or "
             "temper it (validity_temperature above 1), train a better generator, or take more steps"
         )
+    elif call.n_steps is None and kernel.samples_per_chain > 1 and d.tv_bound is not None and not d.interrupted:
+        ratio = d.max_weight_ratio
+        bound = d.tv_bound if kernel.thin is None else (1 - 1 / ratio) ** d.burn_in  # of the first samples
+        if bound > kernel.tol:
+            warn(
+                f"{result.joint_class}: heavier weights came after the chains' length was found: the bound on "
+                f"the distance to the target is {bound:.2g}, not tol={kernel.tol:g} (M = {ratio:.0f}). "
+                f"n_steps={bound_steps(ratio, kernel.tol)} would bring it there"
+            )
 
 
 def _signed(seed: int) -> int:

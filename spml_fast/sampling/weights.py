@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops, reference
+from .._checks import renamed
 from .._models import ClassifierOutput
 from .chains import ChainState, Targets
 
@@ -23,6 +24,12 @@ PerTarget = Numbers | Callable[[tuple[int, ...], tuple[int, ...]], Numbers]
 
 Indices = int | Iterable[int]
 """One class index, or several."""
+
+NOW_OF_WEIGHTS = {
+    name: f"weight=spml_fast.MinMax({name}=...)"
+    for name in ("gamma", "gamma_J", "temperature", "validity_temperature")
+}
+"""How keywords are spelled that were arguments of functions before they became options of a weight."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,7 @@ class MinMax:
         return MinMaxWeights(tuple(joint_classes), targets, proposal_class)
 
 
+@renamed(**NOW_OF_WEIGHTS)
 def pack_targets(
     joint_classes: Sequence[JointClass],
     n_classes: int,
@@ -280,6 +288,7 @@ class MinMaxWeights:
         )
 
 
+@renamed(**NOW_OF_WEIGHTS, extra_log_weight="log_correction=...")
 def s2m_log_weight(
     class_logits: Tensor,
     validity_logit: Tensor,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from dataclasses import dataclass
 from numbers import Real
@@ -13,13 +14,15 @@ import torch
 from torch import Tensor
 
 from ... import _ops
-from ..._checks import count
+from ..._checks import count, renamed
 from .prior import PriorProposal
 
 COMPONENT_KEY = 0x5A17_ED0C_0DE5_EED5
 """XORed into the seed for the draw of a component, or it would be the chain's accept uniform."""
 
 COVARIANCES = ("diag", "full")
+
+_FITTING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,12 @@ class LatentMixture:
             raise ValueError(f"scales: the {what} must be positive, got {float(deviations.min()):g}")
 
     @classmethod
+    @renamed(
+        **{
+            name: f"how=spml_fast.Mixture({name}=...)"
+            for name in ("n_components", "max_components", "covariance", "prior_share")
+        }
+    )
     def fit(cls, latents: Tensor | np.ndarray, how: Mixture | None = None, seed: int = 0) -> LatentMixture:
         """A Gaussian mixture (scikit-learn's) fitted to ``latents`` (m, *z_shape) of target samples.
 
@@ -139,7 +148,8 @@ class LatentMixture:
         tried = [how.n_components] if how.n_components else range(1, min(how.max_components, len(z) // 2) + 1)
         # Chains repeat their state while they reject: a floor under the variances keeps repeats from being spikes.
         options = dict(covariance_type=how.covariance, reg_covar=1e-3, random_state=seed % 2**32)
-        with threadpool_limits(1), warnings.catch_warnings():  # sums over threads depend on how many they are
+        # Sums over threads depend on how many they are; and two threads must not set warnings back in turns.
+        with _FITTING, threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # of repeated latents, which reg_covar is for
             mixtures = [GaussianMixture(k, **options).fit(z) for k in tried]
             bic = tuple(float(mixture.bic(z)) for mixture in mixtures) if len(mixtures) > 1 else ()
