@@ -2,7 +2,7 @@
 
 from .adaptation import AdaptationError
 from .chains import ChainState, State, Targets, along
-from .kernels import IMH, MALA, Draws, Kernel, OneStep, Problem, Rejection, Resample, Stopped
+from .kernels import IMH, MALA, Draws, Kernel, OneStep, Problem, Rejection, Resample, Steps, Stopped
 from .models import Offer, Plan
 from .multilabel import MultiLabelDensityRatio
 from .processes import FailedProcessError, LostProcessError
@@ -41,6 +41,7 @@ __all__ = [
     "S2MSampler",
     "SamplingWarning",
     "State",
+    "Steps",
     "Stopped",
     "Targets",
     "along",

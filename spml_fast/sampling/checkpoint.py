@@ -16,10 +16,11 @@ from torch import Tensor
 
 from .. import _ops
 from .._checkpoint import digest, exclusive, load_state, save_state
+from .._checks import shown
 from . import fingerprints
 from .kernels import Kernel
 from .models import Models
-from .processes import Processes
+from .processes import FailedProcessError, Processes
 from .proposals import LatentMixture, Mixture
 from .results import warn
 
@@ -159,7 +160,12 @@ def opened(
         if saved is None:
             found.call = {**call, "seed": seed()}
             processes.from_first(found.write)  # where nothing can be written is better known now
-        yield found
+        try:
+            yield found
+        except (TypeError, ValueError, FailedProcessError):  # the call may be wrong, and the file holds no more
+            if saved is None and not found.parts and processes.rank == 0:
+                path.unlink(missing_ok=True)
+            raise
 
 
 def _read(path: Path, call: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +176,8 @@ def _read(path: Path, call: dict[str, Any]) -> dict[str, Any]:
         before = saved["call"].get(name)
         if before != value and not (name == "seed" and value is None):
             raise ValueError(
-                f"{path} is of a run with {name}={before!r}, not {value!r}; give another file or delete this one"
+                f"{path} is of a run with {name}={shown(before)}, not {shown(value)}; give another file or delete "
+                "this one"
             )
     return saved
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .._checks import count, renamed
+from .._checks import count, renamed, shown
 from .._models import eval_mode, latent_shape, takes_label
 from .adaptation import adapt, adapt_where_it_pays, check_order
 from .checkpoint import identity, opened, probe
@@ -212,13 +212,16 @@ class S2MSampler:
             proposal: in place of the standard normal prior,
 
                 * :class:`Mixture`: a proposal fitted to each target that the prior serves badly, and how;
-                  ``result.adaptation`` is the path to it;
-                * :class:`LatentMixture`: a mixture that was fitted before (:meth:`adapt`);
+                  ``result.adaptation`` is the path to it, None for a target that the prior serves well enough: its
+                  proposals stay those of the prior;
+                * :class:`LatentMixture`: a mixture of latents of G's size that was fitted before (:meth:`adapt`);
                 * ``draw(n, generator) -> latents (n, *z_shape)`` or ``(latents, log weights (n,))``, called once a
-                  step with n chains, the log weights being log p_z(z) - log p~_z(z). MALA needs them, and p_z is
-                  the standard normal;
-                * latents (n_steps, n_samples, *z_shape), a tensor or an array of proposals drawn elsewhere; they
-                  fix n_steps and n_samples.
+                  step for the n chains of all processes, with a ``torch.Generator`` on the device of G. A log
+                  weight is log p_z(z) - log p~_z(z), up to a constant: p_z the density of the latents that G and
+                  clf are meant for, p~_z the one that z was drawn from. Without them the two are taken to be the
+                  same. MALA needs them, with p_z the standard normal;
+                * latents (n_steps, n_samples, *z_shape), a tensor or an array: [k, c] is offered to chain c at step
+                  k. They must be draws of p_z, and fix n_steps and n_samples.
             proposal_class: label of class-conditional proposals; I[0] of each target unless given.
             seed: 64-bit integer; drawn from torch's global generator unless given.
             run: checkpoint, processes, number of the first chain; a :class:`Run`.
@@ -456,7 +459,14 @@ class S2MSampler:
         here = slice(shard.first, shard.first + shard.n)
         needs = call.kernel.needs_correction
         return DrawnProposal(
-            given, self.models.z_shape, shard.n_chains, here, call.seed, self.models.device, needs
+            given,
+            self.models.z_shape,
+            shard.n_chains,
+            here,
+            call.seed,
+            self.models.device,
+            needs,
+            self.models.dtype,
         )
 
     def _check(self, call: Call, run: Run) -> None:
@@ -477,8 +487,8 @@ class S2MSampler:
         drawing = callable(proposal) and not isinstance(proposal, type)  # not Mixture for Mixture()
         if proposal is not None and not isinstance(proposal, known) and not drawing:
             raise TypeError(
-                "proposal must be a LatentMixture, a Mixture, latents, or a function draw(n, generator), "
-                f"got {proposal!r}"
+                "proposal must be a LatentMixture, a Mixture, latents (a tensor or an array), or a function "
+                f"draw(n, generator), got {shown(proposal)}"
             )
         if isinstance(proposal, Mixture) and (proposal.n_components or 0) > proposal.n_chains:
             raise ValueError(
@@ -541,8 +551,15 @@ class S2MSampler:
         )
         if not matches:
             shape = ", ".join(map(str, (*expected, *self.models.z_shape)))
-            raise ValueError(f"latents must have shape ({shape}), got {tuple(latents.shape)}")
-        return latents.to(device=self.models.device, dtype=self.models.dtype)
+            raise ValueError(f"proposal=latents must have shape ({shape}), got {tuple(latents.shape)}")
+        latents = latents.to(device=self.models.device, dtype=self.models.dtype)
+        bad = torch.nonzero(~torch.isfinite(latents.flatten(2)).all(2))
+        if len(bad):
+            step, chain = bad[0].tolist()
+            raise ValueError(
+                f"proposal=latents must be finite, got NaN or inf in the latent of chain {chain} at step {step}"
+            )
+        return latents
 
 
 @dataclass(frozen=True)
@@ -611,7 +628,15 @@ def _kernel(method: str | Kernel) -> Kernel:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, or a kernel, got {method!r}")
         return METHODS[method]()
     if not isinstance(method, Kernel):
-        raise TypeError(f"method must be one of {', '.join(METHODS)}, or a kernel, got {method!r}")
+        hint = f"; write {method.__name__}()" if isinstance(method, type) and issubclass(method, Kernel) else ""
+        raise TypeError(f"method must be one of {', '.join(METHODS)}, or a kernel, got {shown(method)}{hint}")
+    kind = type(method)
+    for name in ("init", "accept", "draws", *(["needed"] if method.automatic else [])):
+        if getattr(kind, name) is getattr(Kernel, name):
+            raise TypeError(f"{kind.__name__} is no whole kernel: it has no method {name}()")
+    count(method.samples_per_chain, "samples_per_chain", most=MAX_STEPS)
+    if method.thin is not None:
+        count(method.thin, "thin", most=MAX_STEPS)
     return method
 
 
