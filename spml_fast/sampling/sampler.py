@@ -220,8 +220,8 @@ class S2MSampler:
                   weight is log p_z(z) - log p~_z(z), up to a constant: p_z the density of the latents that G and
                   clf are meant for, p~_z the one that z was drawn from. Without them the two are taken to be the
                   same. MALA needs them, with p_z the standard normal;
-                * latents (n_steps, n_samples, *z_shape), a tensor or an array: [k, c] is offered to chain c at step
-                  k. They must be draws of p_z, and fix n_steps and n_samples.
+                * latents (n_steps, n_samples, *z_shape), tensor or array: chain c is offered [k, c] at step k.
+                  They must be draws of p_z, and fix n_steps and n_samples.
             proposal_class: label of class-conditional proposals; I[0] of each target unless given.
             seed: 64-bit integer; drawn from torch's global generator unless given.
             run: checkpoint, processes, number of the first chain; a :class:`Run`.
