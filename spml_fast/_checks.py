@@ -20,7 +20,7 @@ def count(value: object, name: str, *, least: int = 1, most: int = 2**62) -> int
         TypeError, ValueError: it is no integer (bool is none), or out of that range.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     if not least <= value <= most:
         raise ValueError(f"{name} must be between {least} and {most}, got {value}")
     return int(value)

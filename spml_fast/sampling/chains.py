@@ -213,5 +213,6 @@ class ChainState(State):
             step, chain = divmod(index, self.counts.shape[-1])
             raise ValueError(
                 f"clf returned NaN or infinite logits for the proposal of chain {first_chain + chain} at step "
-                f"{step} (or the log correction of the proposal was NaN or +inf); every logit must be finite"
+                f"{step} (or the latent that the proposal drew, or its log weight, was not finite); every logit "
+                "must be finite"
             )

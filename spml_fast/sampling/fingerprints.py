@@ -7,6 +7,7 @@ import dis
 import functools
 import hashlib
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
@@ -21,8 +22,11 @@ from .._checkpoint import digest
 DEPTH = 4
 """How deep values are looked into: a function in a partial in an attribute of a callable object is three."""
 
-VALUES = (bool, int, float, complex, str, bytes, type(None), range, torch.dtype, torch.device, Path)
+VALUES = (bool, int, float, complex, str, bytes, type(None), range, torch.dtype, Path)
 """Types whose ``repr`` tells a value from another, and nothing else."""
+
+DEVICE = re.compile(r"(cpu|cuda|mps|xpu)(:\d+)?")
+"""Names of devices, of which each process may have its own."""
 
 
 def of_model(model: object) -> str:
@@ -70,6 +74,8 @@ def _constant(value: object) -> str:
 def _inside(value: object, depth: int) -> Any:
     """A value as one whose ``repr`` is the same wherever the same thing is done with it."""
     kind = type(value).__qualname__
+    if isinstance(value, str) and DEVICE.fullmatch(value):
+        return kind
     if isinstance(value, VALUES):
         return f"{kind} {value!r}"
     if isinstance(value, np.generic):
@@ -106,9 +112,14 @@ def _inside(value: object, depth: int) -> Any:
 
 
 def _array_digest(value: Tensor | np.ndarray) -> str:
-    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+    try:
+        return digest({"": value})
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # sparse tensors, arrays of objects and others without plain bytes
         return str(value.dtype)
-    return digest({"": value})
 
 
 def _content(cell: Any) -> Any:

@@ -143,7 +143,7 @@ class S2MSampler:
                 raise TypeError(f"{name} must be callable, got {type(value).__name__}")
         for name, value, kind in (("weight", weight, MinMax), ("plan", plan, Plan)):
             if value is not None and not isinstance(value, kind):
-                raise TypeError(f"{name} must be a spml_fast.{kind.__name__}, got {value!r}")
+                raise TypeError(f"{name} must be a spml_fast.{kind.__name__}, got {shown(value)}")
         conditional = takes_label(G) if conditional is None else conditional
         self.weight = weight or MinMax()
         self.models = Models(G, clf, latent_shape(G, z_dim), conditional, stochastic, plan or Plan())
@@ -244,7 +244,7 @@ class S2MSampler:
             raise ValueError("targets is empty: expected at least one (I, J) pair")
         run = run or Run()
         if not isinstance(run, Run):
-            raise TypeError(f"run must be a spml_fast.Run, got {run!r}")
+            raise TypeError(f"run must be a spml_fast.Run, got {shown(run)}")
         kernel = _kernel(method)
         if isinstance(proposal, (Tensor, np.ndarray)):
             proposal = self._checked_latents(proposal, n_samples, n_steps, kernel)
@@ -315,7 +315,7 @@ class S2MSampler:
         """
         target, how = JointClass(I, J), how or Mixture()
         if not isinstance(how, Mixture):
-            raise TypeError(f"how must be a spml_fast.Mixture, got {how!r}")
+            raise TypeError(f"how must be a spml_fast.Mixture, got {shown(how)}")
         run = run or Run()
         if run != Run(distributed=run.distributed):
             raise ValueError(f"an adaptation has no checkpoint, gathers always, and no first chain: got {run}")
@@ -487,8 +487,8 @@ class S2MSampler:
         drawing = callable(proposal) and not isinstance(proposal, type)  # not Mixture for Mixture()
         if proposal is not None and not isinstance(proposal, known) and not drawing:
             raise TypeError(
-                "proposal must be a LatentMixture, a Mixture, latents (a tensor or an array), or a function "
-                f"draw(n, generator), got {shown(proposal)}"
+                "proposal must be a LatentMixture, a Mixture, latents, or a function draw(n, generator), "
+                f"got {shown(proposal)}"
             )
         if isinstance(proposal, Mixture) and (proposal.n_components or 0) > proposal.n_chains:
             raise ValueError(
@@ -645,7 +645,7 @@ def _checked_steps(n_steps: int | str | None, kernel: Kernel) -> int | None:
         return kernel.steps
     if isinstance(n_steps, str):
         if n_steps != "auto":
-            raise ValueError(f"n_steps must be a number or 'auto', got {n_steps!r}")
+            raise ValueError(f"n_steps must be a number or 'auto', got {shown(n_steps)}")
         if not kernel.automatic:
             raise ValueError(
                 f"method={kernel.name!r} has no bound to stop at: n_steps must be a number, got 'auto'"
@@ -730,7 +730,7 @@ def _signed(seed: int) -> int:
     try:
         seed = operator.index(seed)
     except TypeError:
-        raise TypeError(f"seed must be an integer, got {seed!r}") from None
+        raise TypeError(f"seed must be an integer, got {shown(seed)}") from None
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must fit into 64 bits, got {seed}")
     return seed - 2**64 if seed >= 2**63 else seed

@@ -143,6 +143,7 @@ DRAWS = {
     "a method whose attribute another one sets": lambda a: Holder(a).draw,
     "a module": Flow,
     "a decorated function": lambda a: functools.lru_cache(with_closure(a)),
+    "an array in a keyword": lambda a: functools.partial(scaled, scale=np.full(4, a)),
 }
 
 
@@ -200,6 +201,16 @@ def test_what_a_draw_function_counts_is_no_part_of_it(path, kind):
     first = rowwise().sample(0, (), 20, 5, seed=1, proposal=draw, run=run)
     assert_same(rowwise().sample(0, (), 20, 5, seed=1, proposal=draw, run=run), first)
     assert_same(rowwise().sample(0, (), 20, 5, seed=1, proposal=counting(kind), run=run), first)
+
+
+def test_devices_and_what_has_no_bytes_do_not_tell_functions_apart():
+    def make(device, values):
+        return lambda n, generator: torch.zeros(n, 4, device=device) * values
+
+    sparse, objects = torch.eye(3).to_sparse(), np.array([object()])
+    assert len({identity(make(device, 1)) for device in ("cuda:0", "cuda:1")}) == 1
+    assert len({identity(make(torch.device("cuda", index), 1)) for index in (0, 1)}) == 1
+    assert len({identity(make("cpu", values)) for values in (1, sparse, objects)}) == 3
 
 
 def test_an_empty_cell_is_no_error():
@@ -278,9 +289,11 @@ def test_the_short_form_says_that_ctrl_c_came():
 def test_an_adaptation_leaves_the_filters_of_warnings_alone():
     found, G = [], RowwiseGenerator()
     several.before(G, lambda: found.append(list(warnings.filters)))
-    rowwise(G).adapt(0, how=Mixture(n_chains=64, n_components=1), seed=0)
-    assert found
-    assert all(filters == list(warnings.filters) for filters in found)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rowwise(G).adapt(0, how=Mixture(n_chains=64, n_components=1), seed=0)
+        assert found
+        assert all(filters == list(warnings.filters) for filters in found)
 
 
 @pytest.mark.parametrize("of", ["decoding", "fit"])

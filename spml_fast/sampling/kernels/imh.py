@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..._checks import keep_count
+from ..._checks import keep_count, shown
 from ..chains import ChainState, State, along
 from ..length import MAX_STEPS, bound_steps
 from ..models import Offer
@@ -34,7 +34,7 @@ class IMHState(State):
 def check_length(kernel: Kernel) -> None:
     """Checks the options of an automatic length."""
     if not isinstance(kernel.tol, Real) or not 0 < kernel.tol < 1:
-        raise ValueError(f"tol must be between 0 and 1, got {kernel.tol!r}")
+        raise ValueError(f"tol must be between 0 and 1, got {shown(kernel.tol)}")
     keep_count(kernel, "max_steps", most=MAX_STEPS)
 
 

@@ -228,6 +228,6 @@ class MixtureProposal(PriorProposal):
 
 def _check_prior_share(prior_share: float) -> None:
     if isinstance(prior_share, bool) or not isinstance(prior_share, Real):
-        raise TypeError(f"prior_share must be a number more than 0 and at most 1, got {prior_share!r}")
+        raise TypeError(f"prior_share must be a number more than 0 and at most 1, got {shown(prior_share)}")
     if not 0 < prior_share <= 1:
         raise ValueError(f"prior_share must be more than 0 and at most 1, got {prior_share}")
