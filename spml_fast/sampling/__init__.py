@@ -3,7 +3,7 @@
 from .adaptation import AdaptationError
 from .chains import ChainState, State, Targets, along
 from .classifiers import Classifiers
-from .kernels import IMH, MALA, Draws, Kernel, OneStep, Problem, Rejection, Resample, Stopped
+from .kernels import IMH, MALA, Draws, Kernel, OneStep, Problem, Rejection, Resample, Steps, Stopped
 from .models import Offer
 from .multilabel import MultiLabelDensityRatio
 from .plan import Plan
@@ -44,6 +44,7 @@ __all__ = [
     "S2MSampler",
     "SamplingWarning",
     "State",
+    "Steps",
     "Stopped",
     "Targets",
     "TruncatedNormal",

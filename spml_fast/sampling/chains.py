@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import _ops
 
@@ -59,16 +61,22 @@ class State:
         """The fields as a dict, in which other states are dicts, for a checkpoint.
 
         Raises:
-            TypeError: a list or a dict of states, of which a checkpoint would not know the classes.
+            TypeError: what a checkpoint cannot hold; a list or a dict of states, whose classes it would not know.
         """
         parts = {at.name: getattr(self, at.name) for at in fields(self)}
         for name, part in parts.items():
-            inner = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
-            if any(isinstance(item, State) for item in inner):
-                raise TypeError(
-                    f"{type(self).__name__}.{name}: a state may be a field of another, not an item of a list"
-                )
+            if not isinstance(part, State):
+                _check_plain(part, f"{type(self).__name__}.{name}")
         return {name: part.to_plain() if isinstance(part, State) else part for name, part in parts.items()}
+
+    def kinds(self) -> dict[str, type]:
+        """The classes of the states within this one, by their field."""
+        found: dict[str, type] = {}
+        for at in fields(self):
+            part = getattr(self, at.name)
+            if isinstance(part, State):
+                found |= {at.name: type(part)} | {f"{at.name}.{name}": kind for name, kind in part.kinds().items()}
+        return found
 
     def from_plain(self, plain: dict[str, Any]) -> Self:
         """A state as ``to_plain`` wrote it, whose inner states are of the classes that this one's are."""
@@ -77,6 +85,28 @@ class State:
             now = getattr(self, name)
             parts[name] = now.from_plain(part) if isinstance(now, State) else part
         return type(self)(**parts)
+
+
+def _check_plain(value: object, where: str, in_tuple: bool = False) -> None:
+    """``TypeError`` for what is not read back from a file without executing code."""
+    if isinstance(value, State):
+        raise TypeError(f"{where}: a state may be a field of another, not an item of a list")
+    if type(value) in PLAIN or (isinstance(value, np.generic) and not in_tuple):
+        return
+    if type(value) not in (list, tuple, dict, set, OrderedDict):
+        raise TypeError(
+            f"{where} holds something of type {type(value).__name__}, which a checkpoint cannot: a state is of "
+            "tensors, numbers, strings, and lists, tuples and dicts of these"
+        )
+    for item in value.keys() if isinstance(value, dict) else ():
+        _check_plain(item, where, True)
+    for item in value.values() if isinstance(value, dict) else value:
+        _check_plain(item, where, in_tuple or isinstance(value, (tuple, set)))
+
+
+PLAIN = {Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device}
+PLAIN |= {bool, int, float, complex, str, bytes, type(None)}
+"""Types of values that a checkpoint gives back as they were."""
 
 
 class Targets(NamedTuple):
@@ -183,7 +213,6 @@ class ChainState(State):
             step, chain = divmod(index, self.counts.shape[-1])
             raise ValueError(
                 f"clf returned NaN or infinite logits for the proposal of chain {first_chain + chain} at step "
-                f"{step} (or the log correction of the proposal was NaN or +inf); a logit must be finite, or "
-                "-inf for "
-                "what cannot be"
+                f"{step} (or the latent that the proposal drew, or its log weight, was not finite); a logit must "
+                "be finite, or -inf for what cannot be"
             )

@@ -6,20 +6,22 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _ops
 from .._checkpoint import digest, exclusive, load_state, save_state
+from .._checks import shown
+from .._models import seeded
+from . import fingerprints
 from .kernels import Kernel
 from .models import Models
-from .processes import Processes
+from .processes import FailedProcessError, Processes
 from .proposals import LatentMixture, Mixture
 from .results import warn
 
@@ -33,13 +35,12 @@ PROBE_SEED = 0x5EED
 
 
 def identity(value: object) -> Any:
-    """A plain value that tells one argument from another: for models and tensors, a hash of their bytes."""
-    if isinstance(value, nn.Module):
-        return f"{type(value).__name__} {digest(value.state_dict())}"
+    """A plain value that tells one argument from another: for tensors and functions, a hash of what is in them."""
     if isinstance(value, LatentMixture):
         return f"mixture {value.prior_share} {digest(dict(w=value.weights, m=value.means, s=value.scales))}"
     if isinstance(value, Kernel):
-        options = {name: identity(part) for name, part in vars(value).items()}
+        named = [part.name for part in fields(value)] if is_dataclass(value) else list(vars(value))
+        options = {name: identity(getattr(value, name)) for name in named}
         return {"name": value.name, "class": type(value).__qualname__} | options
     if isinstance(value, Mixture):
         return {"mixture": asdict(value)}
@@ -53,24 +54,26 @@ def identity(value: object) -> Any:
         return {str(name): identity(item) for name, item in value.items()}
     if isinstance(value, Sequence):
         return [identity(item) for item in value]
-    if isinstance(value, FunctionType):
-        inside = [cell.cell_contents for cell in value.__closure__ or ()] + list(value.__defaults__ or ())
-        known = [identity(part) for part in inside if isinstance(part, (Tensor, np.ndarray, int, float, str))]
-        return f"function {value.__qualname__} {known}"
+    if callable(value):
+        return fingerprints.of_function(value)
     text = repr(value)
-    return f"{type(value).__name__} {getattr(value, '__qualname__', '') if ' at 0x' in text else text}".strip()
+    return f"{type(value).__name__} {'' if ' at 0x' in text else text}".strip()
 
 
-def probe(models: Models, labels: Sequence[int | None]) -> list[float]:
+def outputs_of(models: Models, labels: Sequence[int | None]) -> list[float]:
     """What G and clf return for a few fixed latents, as numbers: it tells apart models that no hash can.
 
-    Generators of random numbers are left as they were. A stochastic G tells nothing.
+    torch's generators are seeded for it and left as they were. A stochastic G that draws from its own tells nothing.
     """
-    if models.stochastic:
+    found = _outputs_of(models, labels)
+    if models.stochastic and not _alike(found, _outputs_of(models, labels)):
         return []
+    return found
+
+
+def _outputs_of(models: Models, labels: Sequence[int | None]) -> list[float]:
     found: list[Tensor] = []
-    devices = [models.device] if models.device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices):
+    with torch.no_grad(), seeded(PROBE_SEED, models.device):
         chains = torch.arange(PROBE_LATENTS, device=models.device)
         dim = math.prod(models.z_shape)
         for label in dict.fromkeys(labels):
@@ -134,7 +137,7 @@ def opened(
     Args:
         call: what tells the call; ``call["seed"]`` is None for a run without a seed of its own, which goes on with
             that of the file.
-        outputs: the :func:`probe` of G and clf, called in the first process, once all else fits.
+        outputs: the :func:`outputs_of` G and clf, called in the first process, once all else fits.
         seed: called for a new run.
 
     Raises:
@@ -162,7 +165,12 @@ def opened(
         if saved is None:
             found.call = {**call, "seed": seed()}
             processes.from_first(found.write)  # where nothing can be written is better known now
-        yield found
+        try:
+            yield found
+        except (TypeError, ValueError, FailedProcessError):  # the call may be wrong, and the file holds no more
+            if saved is None and not found.parts and processes.rank == 0:
+                path.unlink(missing_ok=True)
+            raise
 
 
 def _read(path: Path, call: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +181,8 @@ def _read(path: Path, call: dict[str, Any]) -> dict[str, Any]:
         before = saved["call"].get(name)
         if before != value and not (name == "seed" and value is None):
             raise ValueError(
-                f"{path} is of a run with {name}={before!r}, not {value!r}; give another file or delete this one"
+                f"{path} is of a run with {name}={shown(before)}, not {shown(value)}; give another file or delete "
+                "this one"
             )
     return saved
 

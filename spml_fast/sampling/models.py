@@ -318,6 +318,10 @@ class Classified:
         n = self.n_chains
         begin, end = at * n, (at + steps) * n
         first, held = self.held
+        if begin < first:
+            raise ValueError(
+                f"offer: step {at} is over, and what was proposed then is gone; go on from {-(-first // n)}"
+            )
         new: dict[str, Tensor] = {}
 
         def keep(a: int, rows: dict[str, Tensor]) -> None:
@@ -364,6 +368,7 @@ class Classified:
         if self.proposal.regenerates:
             size = self.models.batch_size
             self.row = max(self.row // size * size, after * self.n_chains)
+        self.held = (self.row, {})
 
     def _rows(self, first: int, last: int) -> dict[str, Tensor]:
         latents, correction = self.proposal.rows(first, last)

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .._checks import shown
 from .._processes import rank, world_size
 
 T = TypeVar("T")
@@ -170,7 +171,7 @@ class SeveralProcesses(Processes):
                 name = different[0]
                 raise ValueError(
                     f"processes that share the chains of a run must make the same call: {name} is "
-                    f"{other.get(name)!r} in process {number}, {calls[0].get(name)!r} in process 0 "
+                    f"{shown(other.get(name))} in process {number}, {shown(calls[0].get(name))} in process 0 "
                     "(distributed=False lets each sample alone)"
                 )
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .._checks import count
+from .._checks import keep_count, shown
+from .chains import State
 from .checkpoint import Checkpoint
 from .kernels import Draws, Kernel, Problem, Steps, Stopped
 from .length import Schedule
@@ -44,6 +45,9 @@ class Run:
             draw. False: this process runs them all.
         first_chain: number of the first chain. Chain c of a run equals chain c of any other with this seed, of
             method "imh" and a fixed number of steps; what is decided over all chains depends on all of them.
+
+    A call without ``seed`` whose checkpoint is there takes the seed of the file: after the run is over, the same
+    call returns the same samples again. For others, give another file.
     """
 
     checkpoint: str | Path | None = None
@@ -60,7 +64,7 @@ class Run:
         for name in ("gather", "distributed"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        count(self.first_chain, "first_chain", least=0)
+        keep_count(self, "first_chain", least=0)
 
 
 class NotBegun(Exception):  # noqa: N818, no error: how a run that did nothing says so
@@ -178,9 +182,10 @@ class _PoolRun:
         self.proposal_state: Any = None
         self.deadline = self.shown = 0.0
         problem.stop = self._must_stop
-        if driver.checkpoint is not None:
-            # An error now rather than after the first steps.
-            self.state.map_chains(lambda tensor, dim: tensor).to_plain()
+        if not isinstance(self.state, State):
+            raise TypeError(f"{_name(kernel)}.init() must return a State, got {shown(self.state)}")
+        self.kinds = self.state.kinds()
+        self._check_state()  # an error now rather than after the first steps
 
     def results(self) -> list[S2MResult]:
         with torch.no_grad():
@@ -201,6 +206,19 @@ class _PoolRun:
                 self._take()
             return self._collect()
 
+    def _check_state(self) -> None:
+        """``TypeError`` for a state that a checkpoint could not hold, or would not give back."""
+        if self.driver.checkpoint is None:
+            return
+        self.state.map_chains(lambda tensor, dim: tensor).to_plain()
+        now = self.state.kinds()
+        for name in self.kinds.keys() | now.keys():
+            if self.kinds.get(name) != now.get(name):
+                raise TypeError(
+                    f"{type(self.state).__name__}.{name}: init() must give a field that holds a state one of the "
+                    "same class, or a checkpoint could not be read"
+                )
+
     def _must_stop(self, some_step: bool) -> bool:
         return self.signals.stop or (some_step and time.monotonic() > self.deadline)
 
@@ -217,6 +235,8 @@ class _PoolRun:
             )
             if (steps := -negative) > 0:
                 self.kernel.accept(self.problem, self.state, offer.first(steps))
+                if self.done == 0:
+                    self._check_state()
                 self.done += steps
                 self._show_progress(steps)
                 self.proposal_state = self.problem.proposal.state(self.done)
@@ -242,7 +262,13 @@ class _PoolRun:
         """Proposals of up to ``steps`` steps: those that G and clf came to, which nothing else interrupts."""
         for _ in range(2):
             try:
-                return self.kernel.propose(self.problem, self.state, self.done, steps)
+                offer = self.kernel.propose(self.problem, self.state, self.done, steps)
+                if not isinstance(getattr(offer, "steps", None), int):
+                    raise TypeError(
+                        f"{_name(self.kernel)}.propose() must return proposals that say their number of steps (an "
+                        f"Offer, or a OneStep of your own), got {shown(offer)}"
+                    )
+                return offer
             except KeyboardInterrupt:
                 if self.signals.interrupted:  # the second Ctrl-C
                     raise
@@ -266,6 +292,7 @@ class _PoolRun:
 
     def _take(self) -> None:
         drawn = self.kernel.draws(self.problem, self.state, self.done)
+        self._check_draws(drawn)
         if drawn.order is None:
             drawn.order = drawn.chain + self.shard.first
         drawn.order = drawn.order + len(self.samples) * self.shard.n_chains
@@ -274,6 +301,21 @@ class _PoolRun:
         owned = drawn.chain < self.shard.owned
         self.samples.append(drawn if bool(owned.all()) else drawn.rows(owned))
 
+    def _check_draws(self, drawn: Draws) -> None:
+        name, models = f"{_name(self.kernel)}.draws()", self.problem.models
+        if not isinstance(drawn, Draws):
+            raise TypeError(f"{name} must return Draws, got {shown(drawn)}")
+        if "latents" not in drawn.kept and (drawn.step is None or not self.problem.proposal.regenerates):
+            why = "without the step that proposed them" if drawn.step is None else "that a function drew"
+            raise ValueError(
+                f'{name} must return Draws(..., kept={{"latents": ...}}): latents {why} cannot be made again'
+            )
+        if models.stochastic and "x" not in drawn.kept:
+            raise ValueError(
+                f"{name} must return Draws(..., kept={{'latents': ..., 'x': ...}}): what a stochastic G made is "
+                "not made again"
+            )
+
     # --- checkpoints: the chains of all processes, so that any number of them can go on -----------------------
 
     def _save(self) -> None:
@@ -281,6 +323,7 @@ class _PoolRun:
         if checkpoint is None or self.done == 0:
             return
         self.kernel.check(self.problem, self.state)
+        self._check_state()
         state = self.state.map_chains(self.shard.gather_to_first)
         samples = [self._rows_of_all(drawn, self.processes.gather_to_first) for drawn in self.samples]
         checkpoint.save(
@@ -415,8 +458,21 @@ class _PoolRun:
             plan=replace(self.problem.models.plan, batch_size=self.problem.models.batch_sizes),
         )
         found = kernel.diagnostics(self.problem, self.state, self.done, between, chosen)
-        n_samples = torch.bincount(chosen.target, minlength=len(found)).tolist()
+        n_targets = len(self.problem.joint_classes)
+        if (
+            not isinstance(found, (list, tuple))
+            or len(found) != n_targets
+            or not all(isinstance(f, dict) for f in found)
+        ):
+            raise TypeError(
+                f"{_name(kernel)}.diagnostics() must return {n_targets} dicts, one for each target, in a list"
+            )
+        n_samples = torch.bincount(chosen.target, minlength=n_targets).tolist()
         return [Diagnostics(**{**fields, "n_samples": n, **own}) for n, own in zip(n_samples, found, strict=True)]
+
+
+def _name(kernel: Kernel) -> str:
+    return type(kernel).__name__
 
 
 def _apart(rows: Tensor, counts: list[int]) -> list[Tensor]:

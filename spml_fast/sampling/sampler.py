@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-import warnings
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,16 +22,17 @@ from torch import Tensor
 from torch.distributions import Distribution
 from tqdm.auto import tqdm
 
-from .._checks import count, renamed
+from .._checks import count, renamed, shown
 from .._conventions import Generator, latent_shape
 from .._models import eval_mode
 from .adaptation import adapt, adapt_where_it_pays, check_order
-from .checkpoint import identity, opened, probe
+from .checkpoint import identity, opened, outputs_of
+from .fingerprints import of_model
 from .kernels import IMH, METHODS, Kernel, Problem
 from .length import MAX_STEPS, Schedule, bound_steps
 from .models import Models
 from .plan import Plan
-from .probe import probe as probe_models
+from .probe import probe
 from .processes import Shard, processes_of
 from .proposals import (
     DrawLatents,
@@ -44,10 +45,10 @@ from .proposals import (
     PriorProposal,
     Proposal,
 )
-from .results import AdaptationPath, S2MResult, SamplingWarning, warn
+from .results import AdaptationPath, S2MResult, warn
 from .run import Driver, NotBegun, Run, Signals
 from .tuning import tune
-from .weights import Indices, JointClass, MinMax, joint_class
+from .weights import NOW_OF_WEIGHTS, Indices, JointClass, MinMax, joint_class
 
 ProposalOption = LatentMixture | Mixture | DrawLatents | Tensor | np.ndarray | None
 """What ``proposal=`` takes; None is the standard normal prior."""
@@ -58,32 +59,49 @@ def _now(value: str, *names: str) -> dict[str, str]:
 
 
 # The spelling of keywords that were arguments before they became options of a value.
-_NOW = (
-    _now("weight=MinMax({}=...)", "gamma", "gamma_J", "temperature", "validity_temperature")
-    | _now("plan=Plan({}=...)", "batch_size", "block_steps", "device")
-    | _now("plan=Plan(precision=...)", "autocast_dtype")
-    | _now("plan=Plan(memory_format=torch.channels_last)", "channels_last")
+_NOW_OF_PLAN = (
+    _now("plan=spml_fast.Plan({}=...)", "batch_size", "block_steps", "device")
+    | _now("plan=spml_fast.Plan(precision=...)", "autocast_dtype")
+    | _now("plan=spml_fast.Plan(memory_format=torch.channels_last)", "channels_last")
 )
-_NOW_OF_CALLS = (
-    _now("method=IMH({0}=...), Rejection({0}=...) or Resample({0}=...)", "tol", "max_steps")
-    | _now("method=IMH({0}=...) or MALA({0}=...)", "samples_per_chain", "thin")
-    | _now("proposal=Mixture(...)", "adapt")
+_NOW_OF_METHODS = _now(
+    "method=spml_fast.IMH({0}=...), spml_fast.Rejection({0}=...) or spml_fast.Resample({0}=...)",
+    "tol",
+    "max_steps",
+) | _now("method=spml_fast.IMH({0}=...) or spml_fast.MALA({0}=...)", "samples_per_chain", "thin")
+_NOW_OF_REST = (
+    _now("proposal=spml_fast.Mixture(...)", "adapt")
     | _now("proposal=latents", "latents")
-    | _now("run=Run({}=...)", "first_chain", "distributed", "gather", "checkpoint")
-    | _now("run=Run(every=...)", "checkpoint_every")
+    | _now("run=spml_fast.Run({}=...)", "first_chain", "distributed", "gather", "checkpoint")
+    | _now("run=spml_fast.Run(every=...)", "checkpoint_every")
 )
+_NOW_OF_CALLS = _NOW_OF_METHODS | _NOW_OF_REST
 _NOW_OF_ADAPT = _now(
-    "how=Mixture({}=...)",
+    "how=spml_fast.Mixture({}=...)",
     "n_chains",
     "max_steps",
     "n_components",
     "max_components",
     "covariance",
     "prior_share",
-) | _now("run=Run(distributed=...)", "distributed")
-_NOW_OF_S2M_SAMPLE = _now("S2MSampler(G, clf, {}=...).sample(I, J)", "conditional", "stochastic", "plan") | _now(
-    "S2MSampler(G, clf).sample(I, J, {}=...)", "proposal", "proposal_class", "run", "progress"
+) | _now("run=spml_fast.Run(distributed=...)", "distributed")
+_NOW_OF_S2M_SAMPLE = (
+    NOW_OF_WEIGHTS
+    | _NOW_OF_METHODS
+    | _now("spml_fast.S2MSampler(G, clf, {}=...).sample(I, J).samples", "conditional", "stochastic", "plan")
+    | _now(
+        "spml_fast.S2MSampler(G, clf).sample(I, J, {}=...).samples",
+        "proposal",
+        "proposal_class",
+        "run",
+        "progress",
+    )
+    | {name: f"spml_fast.S2MSampler(G, clf, {now}).sample(I, J).samples" for name, now in _NOW_OF_PLAN.items()}
+    | {name: f"spml_fast.S2MSampler(G, clf).sample(I, J, {now}).samples" for name, now in _NOW_OF_REST.items()}
 )
+
+_DRAWING = threading.RLock()
+"""Held while torch's global generator is drawn from or set back, or two threads could get the same seed."""
 
 
 class S2MSampler:
@@ -121,7 +139,7 @@ class S2MSampler:
         ValueError, TypeError: for anything malformed, before sampling starts or with the first batch.
     """
 
-    @renamed(**_NOW)
+    @renamed(**NOW_OF_WEIGHTS | _NOW_OF_PLAN)
     def __init__(
         self,
         G: Callable[..., Tensor],
@@ -139,7 +157,7 @@ class S2MSampler:
                 raise TypeError(f"{name} must be callable, got {type(value).__name__}")
         for name, value, kind in (("weight", weight, MinMax), ("plan", plan, Plan)):
             if value is not None and not isinstance(value, kind):
-                raise TypeError(f"{name} must be a spml_fast.{kind.__name__}, got {value!r}")
+                raise TypeError(f"{name} must be a spml_fast.{kind.__name__}, got {shown(value)}")
         if z_dim is None and isinstance(prior, Distribution):
             z_dim = tuple(prior.batch_shape + prior.event_shape) or None
         z_shape = latent_shape(G, z_dim)
@@ -159,7 +177,8 @@ class S2MSampler:
         Raises:
             ValueError, TypeError: what cannot be read; the message names the argument that would settle it.
         """
-        found, models = probe_models(self.models), self.models
+        with _DRAWING:
+            found, models = probe(self.models), self.models
         z = ", ".join(map(str, ("B", *models.z_shape)))
         x = ", ".join(map(str, ("B", *found.x_shape)))
         prior = "a standard normal" if models.prior is None else str(models.prior)
@@ -187,20 +206,38 @@ class S2MSampler:
         Args:
             progress: show a tqdm bar.
         """
-        probe_models(self.models)
+        self.describe()
         with eval_mode(*self.models.both):
             return tune(self.models, progress)
 
+    @renamed(**_NOW_OF_CALLS)
     def sample(
         self,
         I: Indices,
         J: Indices = (),
         n_samples: int | None = None,
         n_steps: int | str | None = None,
-        **options: Any,
+        *,
+        method: str | Kernel = "imh",
+        proposal: ProposalOption = None,
+        proposal_class: int | None = None,
+        seed: int | None = None,
+        run: Run | None = None,
+        progress: bool = False,
     ) -> S2MResult:
         """Samples of one joint class; arguments as in :meth:`sample_targets`."""
-        return self.sample_targets([(I, J)], n_samples, n_steps, **options)[0]
+        (result,) = self.sample_targets(
+            [(I, J)],
+            n_samples,
+            n_steps,
+            method=method,
+            proposal=proposal,
+            proposal_class=proposal_class,
+            seed=seed,
+            run=run,
+            progress=progress,
+        )
+        return result
 
     @renamed(**_NOW_OF_CALLS)
     def sample_targets(
@@ -237,13 +274,16 @@ class S2MSampler:
             proposal: in place of the standard normal prior,
 
                 * :class:`Mixture`: a proposal fitted to each target that the prior serves badly, and how;
-                  ``result.adaptation`` is the path to it;
-                * :class:`LatentMixture`: a mixture that was fitted before (:meth:`adapt`);
+                  ``result.adaptation`` is the path to it, None for a target that the prior serves well enough: its
+                  proposals stay those of the prior;
+                * :class:`LatentMixture`: a mixture of latents of G's size that was fitted before (:meth:`adapt`);
                 * ``draw(n, generator) -> latents (n, *z_shape)`` or ``(latents, log weights (n,))``, called once a
-                  step with n chains, the log weights being log p_z(z) - log p~_z(z). MALA needs them, and p_z is
-                  the standard normal;
-                * latents (n_steps, n_samples, *z_shape), a tensor or an array of proposals drawn elsewhere; they
-                  fix n_steps and n_samples.
+                  step for the n chains of all processes, with a ``torch.Generator`` on the device of G. A log
+                  weight is log p_z(z) - log p~_z(z), up to a constant: p_z the density of the latents that G and
+                  clf are meant for, p~_z the one that z was drawn from. Without them the two are taken to be the
+                  same. MALA needs them, with p_z the standard normal;
+                * latents (n_steps, n_samples, *z_shape), tensor or array: chain c is offered [k, c] at step k.
+                  They must be draws of p_z, and fix n_steps and n_samples.
             proposal_class: label of class-conditional proposals; I[0] of each target unless given.
             seed: 64-bit integer; drawn from torch's global generator unless given.
             run: checkpoint, processes, number of the first chain; a :class:`Run`.
@@ -266,7 +306,7 @@ class S2MSampler:
             raise ValueError("targets is empty: expected at least one (I, J) pair")
         run = run or Run()
         if not isinstance(run, Run):
-            raise TypeError(f"run must be a spml_fast.Run, got {run!r}")
+            raise TypeError(f"run must be a spml_fast.Run, got {shown(run)}")
         kernel = _kernel(method)
         if isinstance(proposal, (Tensor, np.ndarray)):
             proposal = self._checked_latents(proposal, n_samples, n_steps, kernel)
@@ -338,7 +378,7 @@ class S2MSampler:
         """
         target, how = JointClass(I, J), how or Mixture()
         if not isinstance(how, Mixture):
-            raise TypeError(f"how must be a spml_fast.Mixture, got {how!r}")
+            raise TypeError(f"how must be a spml_fast.Mixture, got {shown(how)}")
         run = run or Run()
         if run != Run(distributed=run.distributed):
             raise ValueError(f"an adaptation has no checkpoint, gathers always, and no first chain: got {run}")
@@ -348,7 +388,10 @@ class S2MSampler:
         self._check(call, run)
         with self._driver(call, run, progress) as (driver, call):
             draw = self._draw_chains(driver, call)
-            return adapt(draw, driver.processes, target, call.seed, how, order)
+            path = adapt(draw, driver.processes, target, call.seed, how, order)
+            if any(driver.processes.largest(driver.signals.interrupted)):
+                raise KeyboardInterrupt  # it came while the last stage was decoded or fitted
+        return path
 
     @contextlib.contextmanager
     def _driver(self, call: Call, run: Run, progress: bool) -> Iterator[tuple[Driver, Call]]:
@@ -358,7 +401,8 @@ class S2MSampler:
         with contextlib.ExitStack() as stack:
             stack.enter_context(signals.noted())
             stack.enter_context(processes.failing_together())
-            probe_models(models)
+            with _DRAWING:
+                probe(models)
             self._check_label(call)
             stack.enter_context(models.borrowed())
             told = self._identity(call) if processes.size > 1 or run.checkpoint is not None else {}
@@ -372,9 +416,17 @@ class S2MSampler:
                 }
             )
 
-            def seed(given: int | None = call.seed) -> int:
-                drawn = int(torch.randint(2**63 - 1, ())) if given is None else given
+            with _DRAWING:
+                # Before G and clf are tried for the checkpoint: that sets torch's generator back, and a seed that
+                # another thread drew meanwhile would be drawn again. A checkpoint may have one of its own.
+                drawn = int(torch.randint(2**63 - 1, ())) if call.seed is None else call.seed
+
+            def seed() -> int:
                 return processes.from_first(lambda: drawn)
+
+            def outputs() -> list[float]:
+                with _DRAWING:
+                    return outputs_of(models, [label for label, _ in self._pools(call)])
 
             total = None
             if call.n_steps is not None:
@@ -390,8 +442,7 @@ class S2MSampler:
             with bar:
                 checkpoint = None
                 if run.checkpoint is not None:
-                    labels = [label for label, _ in self._pools(call)]
-                    file = opened(run.checkpoint, told, lambda: probe(models, labels), seed, run.every, processes)
+                    file = opened(run.checkpoint, told, outputs, seed, run.every, processes)
                     checkpoint = stack.enter_context(file)
                 call = replace(call, seed=seed() if checkpoint is None else checkpoint.seed)
                 yield Driver(processes, signals, bar, checkpoint, run.gather), call
@@ -445,9 +496,7 @@ class S2MSampler:
             if call.proposal_class is not None or not self.models.conditional:
                 label = call.proposal_class
             chains = Call(joint_classes, n_chains, n_steps, IMH(), proposal, label, seed)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SamplingWarning)
-                results = self._run(driver, chains)
+            results = self._run(driver, chains)
             if any(result.diagnostics.interrupted for result in results):
                 raise KeyboardInterrupt
             return results
@@ -483,7 +532,14 @@ class S2MSampler:
         here = slice(shard.first, shard.first + shard.n)
         needs = call.kernel.needs_correction
         return DrawnProposal(
-            given, self.models.z_shape, shard.n_chains, here, call.seed, self.models.device, needs
+            given,
+            self.models.z_shape,
+            shard.n_chains,
+            here,
+            call.seed,
+            self.models.device,
+            needs,
+            self.models.dtype,
         )
 
     def _check(self, call: Call, run: Run) -> None:
@@ -512,7 +568,7 @@ class S2MSampler:
         if proposal is not None and not isinstance(proposal, known) and not drawing:
             raise TypeError(
                 "proposal must be a LatentMixture, a Mixture, latents, or a function draw(n, generator), "
-                f"got {proposal!r}"
+                f"got {shown(proposal)}"
             )
         if isinstance(proposal, Mixture) and (proposal.n_components or 0) > proposal.n_chains:
             raise ValueError(
@@ -543,8 +599,8 @@ class S2MSampler:
         """What must be the same in all processes, and in a run that goes on from a checkpoint, in plain values."""
         models = self.models
         told = dict(
-            G=models.G,
-            clf=models.clf,
+            G=of_model(models.G),
+            clf=of_model(models.clf),
             prior=None if models.prior is None else models.prior.identity(),
             z_shape=models.z_shape,
             conditional=models.conditional,
@@ -584,8 +640,15 @@ class S2MSampler:
         )
         if not matches:
             shape = ", ".join(map(str, (*expected, *self.models.z_shape)))
-            raise ValueError(f"latents must have shape ({shape}), got {tuple(latents.shape)}")
-        return latents.to(device=self.models.device, dtype=self.models.dtype)
+            raise ValueError(f"proposal=latents must have shape ({shape}), got {tuple(latents.shape)}")
+        latents = latents.to(device=self.models.device, dtype=self.models.dtype)
+        bad = torch.nonzero(~torch.isfinite(latents.flatten(2)).all(2))
+        if len(bad):
+            step, chain = bad[0].tolist()
+            raise ValueError(
+                f"proposal=latents must be finite, got NaN or inf in the latent of chain {chain} at step {step}"
+            )
+        return latents
 
 
 @dataclass(frozen=True)
@@ -617,7 +680,7 @@ class Call:
         return Schedule.of(self.n_steps, *options)
 
 
-@renamed(**_NOW | _NOW_OF_CALLS | _NOW_OF_S2M_SAMPLE)
+@renamed(**_NOW_OF_S2M_SAMPLE)
 def s2m_sample(
     G: Callable[..., Tensor],
     clf: Callable[[Tensor], object],
@@ -635,12 +698,17 @@ def s2m_sample(
 
     The short form of :class:`S2MSampler` and its :meth:`~S2MSampler.sample_targets`, where the arguments are
     explained; use the class for diagnostics, latents, weights and more options. Fewer rows come back, with a
-    warning, if chains never met the joint class; under ``torchrun`` those of this process's chains.
+    warning, if chains never met the joint class; under ``torchrun`` those of this process's chains. A warning says
+    if Ctrl-C ended the run early.
 
     >>> x = spml_fast.s2m_sample(G, clf, I=[0, 2], J=1)  # doctest: +SKIP
     """
     sampler = S2MSampler(G, clf, z_dim=z_dim, weight=weight)
-    return sampler.sample(I, J, n_samples, n_steps, method=method, seed=seed).samples
+    result = sampler.sample(I, J, n_samples, n_steps, method=method, seed=seed)
+    d = result.diagnostics
+    if d.interrupted and d.n_steps:
+        warn(f"Ctrl-C ended the run of {result.joint_class} after {d.n_steps} steps, perhaps before all of them")
+    return result.samples
 
 
 def _kernel(method: str | Kernel) -> Kernel:
@@ -649,7 +717,15 @@ def _kernel(method: str | Kernel) -> Kernel:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, or a kernel, got {method!r}")
         return METHODS[method]()
     if not isinstance(method, Kernel):
-        raise TypeError(f"method must be one of {', '.join(METHODS)}, or a kernel, got {method!r}")
+        hint = f"; write {method.__name__}()" if isinstance(method, type) and issubclass(method, Kernel) else ""
+        raise TypeError(f"method must be one of {', '.join(METHODS)}, or a kernel, got {shown(method)}{hint}")
+    kind = type(method)
+    for name in ("init", "accept", "draws", *(["needed"] if method.automatic else [])):
+        if getattr(kind, name) is getattr(Kernel, name):
+            raise TypeError(f"{kind.__name__} is no whole kernel: it has no method {name}()")
+    count(method.samples_per_chain, "samples_per_chain", most=MAX_STEPS)
+    if method.thin is not None:
+        count(method.thin, "thin", most=MAX_STEPS)
     return method
 
 
@@ -658,7 +734,7 @@ def _checked_steps(n_steps: int | str | None, kernel: Kernel) -> int | None:
         return kernel.steps
     if isinstance(n_steps, str):
         if n_steps != "auto":
-            raise ValueError(f"n_steps must be a number or 'auto', got {n_steps!r}")
+            raise ValueError(f"n_steps must be a number or 'auto', got {shown(n_steps)}")
         if not kernel.automatic:
             raise ValueError(
                 f"method={kernel.name!r} has no bound to stop at: n_steps must be a number, got 'auto'"
@@ -727,6 +803,15 @@ def _warn_of(result: S2MResult, call: Call) -> None:
             f"target is {d.tv_bound:.2g}, not tol={kernel.tol:g} (M = {d.max_weight_ratio:.0f}). {advice} or "
             "temper it (validity_temperature above 1), train a better generator, or take more steps"
         )
+    elif call.n_steps is None and kernel.samples_per_chain > 1 and d.tv_bound is not None and not d.interrupted:
+        ratio = d.max_weight_ratio
+        bound = d.tv_bound if kernel.thin is None else (1 - 1 / ratio) ** d.burn_in  # of the first samples
+        if bound > kernel.tol:
+            warn(
+                f"{result.joint_class}: heavier weights came after the chains' length was found: the bound on "
+                f"the distance to the target is {bound:.2g}, not tol={kernel.tol:g} (M = {ratio:.0f}). "
+                f"n_steps={bound_steps(ratio, kernel.tol)} would bring it there"
+            )
 
 
 FAR = 0.1
@@ -746,11 +831,11 @@ def _warn_of_bounds(results: Sequence[S2MResult], call: Call) -> None:
         steps = d.n_steps * d.tv_bound / FAR if d.method != "imh" else bound_steps(d.max_weight_ratio, FAR)
         needed = max(needed, steps)
     if found:
-        shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+        names = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
         other = "method='resample', which needs fewer steps" if call.kernel.name == "imh" else "n_steps='auto'"
         fit = "" if isinstance(call.proposal, Mixture) else "fitted proposals (proposal=Mixture()), "
         warn(
-            f"{call.n_steps} steps are too few for {shown}: samples may be as far from their target, in total "
+            f"{call.n_steps} steps are too few for {names}: samples may be as far from their target, in total "
             f"variation, as the bound in brackets. About {math.ceil(needed):,} steps would bring it to {FAR:g}. "
             "Try "
             f"first {fit}{other}, a higher validity_temperature if D_v is overconfident, or a better generator"
@@ -764,7 +849,7 @@ def _signed(seed: int) -> int:
             raise TypeError
         seed = operator.index(seed)
     except TypeError:
-        raise TypeError(f"seed must be an integer, got {seed!r}") from None
+        raise TypeError(f"seed must be an integer, got {shown(seed)}") from None
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"seed must fit into 64 bits, got {seed}")
     return seed - 2**64 if seed >= 2**63 else seed

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops, reference
+from .._checks import renamed, shown
 from .._conventions import ClassifierOutput
 from .chains import ChainState, Targets
 
@@ -24,6 +25,12 @@ PerTarget = Numbers | Callable[[tuple[int, ...], tuple[int, ...]], Numbers]
 
 Indices = int | Iterable[int]
 """One class index, or several."""
+
+NOW_OF_WEIGHTS = {
+    name: f"weight=spml_fast.MinMax({name}=...)"
+    for name in ("gamma", "gamma_J", "temperature", "validity_temperature")
+}
+"""How keywords are spelled that were arguments of functions before they became options of a weight."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class JointClass:
             raise ValueError("I is empty: a joint class needs at least one attribute that it has")
         overlap = sorted(set(members) & set(excluded))
         if overlap:
-            raise ValueError(f"index {overlap[0]} is in both I={members} and J={excluded}")
+            raise ValueError(f"index {overlap[0]} is in both I={shown(members)} and J={shown(excluded)}")
         object.__setattr__(self, "I", members)
         object.__setattr__(self, "J", excluded)
 
@@ -56,7 +63,7 @@ class JointClass:
             for index in indices:
                 if index >= n_classes:
                     raise ValueError(
-                        f"index {index} in {name}={indices} is out of range: "
+                        f"index {index} in {name}={shown(indices)} is out of range: "
                         f"clf returns {n_classes} class logits (0 to {n_classes - 1})"
                     )
 
@@ -69,37 +76,40 @@ def joint_class(target: object) -> JointClass:
     if isinstance(target, JointClass):
         return target
     if not isinstance(target, (tuple, list)) or len(target) != 2:
-        raise ValueError(f"each target must be a pair (I, J), got {target!r}")
+        raise ValueError(f"each target must be a pair (I, J), got {shown(target)}")
     return JointClass(*target)
 
 
 def _indices(given: Indices, name: str) -> tuple[int, ...]:
     items: Any = [given] if _is_integer(given) else given
-    if isinstance(items, (str, bytes)) or not isinstance(items, Iterable):
-        raise TypeError(f"{name} must be class indices (int or iterable of int), got {given!r}")
+    if isinstance(items, (str, bytes)) or not isinstance(items, Iterable) or getattr(items, "ndim", 1) == 0:
+        raise TypeError(f"{name} must be class indices (int or iterable of int), got {shown(given)}")
     indices = []
     for item in items:
         if not _is_integer(item):
-            raise TypeError(f"{name} must hold integers, got {item!r} in {given!r}")
+            mask = "; for a mask, give the indices: mask.nonzero()" if _is_bool(item) else ""
+            raise TypeError(f"{name} must hold integers, got {shown(item)} in {shown(given)}{mask}")
         index = operator.index(item)
         if index < 0:
             raise ValueError(f"index {index} in {name} is negative; classes are numbered from 0")
         if index in indices:
-            raise ValueError(f"index {index} is repeated in {name}={given!r}")
+            raise ValueError(f"index {index} is repeated in {name}={shown(given)}")
         indices.append(index)
     return tuple(indices)
 
 
 def _is_integer(item: Any) -> bool:
-    if isinstance(item, (bool, np.bool_)):
-        return False
-    if isinstance(item, (Tensor, np.ndarray)) and item.ndim > 0:
+    if _is_bool(item) or (isinstance(item, (Tensor, np.ndarray)) and item.ndim > 0):
         return False
     try:
         operator.index(item)
     except TypeError:
         return False
     return True
+
+
+def _is_bool(item: Any) -> bool:
+    return isinstance(item, (bool, np.bool_)) or getattr(item, "dtype", None) in (torch.bool, np.bool_)
 
 
 # --- the weight of the paper ----------------------------------------------------------------------
@@ -122,7 +132,7 @@ class MinMax:
         validity_temperature: T_v, divides the validity logit; likewise.
 
     Raises:
-        ValueError: a number that is not positive and finite; here, or for a function when sampling begins.
+        ValueError, TypeError: what is no positive number; here, or for a function when sampling begins.
 
     Source: Cho et al., "Mining Multi-Label Samples from Single Positive Labels", NeurIPS 2022, Algorithm 1.
     """
@@ -134,7 +144,7 @@ class MinMax:
 
     def __post_init__(self) -> None:
         for name, given in vars(self).items():
-            if not callable(given) and given is not None:
+            if not callable(given) and (given is not None or name != "gamma_J"):
                 (_per_class if name.startswith("gamma") else _one_number)(given, name)
 
     def values(self, target: JointClass) -> dict[str, np.ndarray]:
@@ -166,6 +176,7 @@ class MinMax:
         return MinMaxWeights(tuple(joint_classes), targets, proposal_class)
 
 
+@renamed(**NOW_OF_WEIGHTS)
 def pack_targets(
     joint_classes: Sequence[JointClass],
     n_classes: int,
@@ -207,19 +218,34 @@ def pack_targets(
 
 
 def _per_class(given: Numbers, name: str) -> np.ndarray:
-    ratio = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given, dtype=float)
+    ratio = _numbers(given, name, "a number, one number per class, or a function of (I, J)")
     if ratio.ndim > 1:
         raise ValueError(f"{name} must be a number or one number per class, got shape {ratio.shape}")
-    if not (np.isfinite(ratio).all() and (ratio > 0).all()):
-        raise ValueError(f"{name} must be positive and finite, got {given!r}")
     return ratio
 
 
 def _one_number(given: Numbers, name: str) -> np.ndarray:
-    value = float(given)  # type: ignore[arg-type]
-    if not (np.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {given!r}")
-    return np.array(value)
+    value = _numbers(given, name, what := "a number or a function of (I, J)")
+    if value.size != 1:
+        raise ValueError(f"{name} must be {what}, got shape {value.shape}")
+    return value.reshape(())
+
+
+def _numbers(given: Numbers, name: str, what: str) -> np.ndarray:
+    """As float64, positive and finite."""
+    values: Any = given.detach().cpu().double() if isinstance(given, Tensor) and not _is_bool(given) else given
+    try:
+        found = np.asarray(values)
+        if found.dtype.kind == "O":  # None would become NaN
+            found = np.reshape([float(value) for value in found.flat], found.shape)
+        found = found.astype(float) if found.dtype.kind in "iuf" else None
+    except (TypeError, ValueError):
+        found = None
+    if found is None or values is None:
+        raise TypeError(f"{name} must be {what}, got {shown(given)}")
+    if not (np.isfinite(found).all() and (found > 0).all()):
+        raise ValueError(f"{name} must be positive and finite, got {shown(given)}")
+    return found
 
 
 LARGEST_LOG_WEIGHT = {torch.float32: 2.0**16, torch.float64: 2.0**44}
@@ -311,6 +337,7 @@ class MinMaxWeights:
         )
 
 
+@renamed(**NOW_OF_WEIGHTS, extra_log_weight="log_correction=...")
 def s2m_log_weight(
     class_logits: Tensor,
     validity_logit: Tensor,

@@ -890,12 +890,12 @@ def test_ctrl_c_before_anything_is_raised(method):
         (
             dict(method="rejection", samples_per_chain=2),
             TypeError,
-            r"argument .samples_per_chain.; write method=IMH\(samples_per_chain=...\)",
+            r"argument .samples_per_chain.; write method=spml_fast.IMH\(samples_per_chain=...\)",
         ),
         (
             dict(method="resample", thin=2),
             TypeError,
-            r"argument .thin.; write method=IMH\(thin=...\)",
+            r"argument .thin.; write method=spml_fast.IMH\(thin=...\)",
         ),
         (dict(method="rejection", n_steps="all"), ValueError, "n_steps must be a number or 'auto', got 'all'"),
         (dict(method="resample", n_steps=0), ValueError, "n_steps must be between 1 and"),

@@ -282,7 +282,9 @@ def test_two_threads_share_a_model():
 
     class Shared(RowwiseGenerator):
         def forward(self, z):
-            if threading.current_thread() is not first:
+            if len(z) <= PROBE_ROWS:
+                pass
+            elif threading.current_thread() is not first:
                 begun.set()
                 assert over.wait(30)
                 modes.append(self.training)
@@ -569,28 +571,28 @@ def test_bad_options(make, options, error, message):
 
 
 NOW = {  # old keyword: what the error says to write
-    "gamma": r"weight=MinMax\(gamma=...\)",
-    "gamma_J": r"weight=MinMax\(gamma_J=...\)",
-    "temperature": r"weight=MinMax\(temperature=...\)",
-    "validity_temperature": r"weight=MinMax\(validity_temperature=...\)",
-    "batch_size": r"plan=Plan\(batch_size=...\)",
-    "block_steps": r"plan=Plan\(block_steps=...\)",
-    "device": r"plan=Plan\(device=...\)",
-    "autocast_dtype": r"plan=Plan\(precision=...\)",
-    "channels_last": r"plan=Plan\(memory_format=torch.channels_last\)",
+    "gamma": r"weight=spml_fast.MinMax\(gamma=...\)",
+    "gamma_J": r"weight=spml_fast.MinMax\(gamma_J=...\)",
+    "temperature": r"weight=spml_fast.MinMax\(temperature=...\)",
+    "validity_temperature": r"weight=spml_fast.MinMax\(validity_temperature=...\)",
+    "batch_size": r"plan=spml_fast.Plan\(batch_size=...\)",
+    "block_steps": r"plan=spml_fast.Plan\(block_steps=...\)",
+    "device": r"plan=spml_fast.Plan\(device=...\)",
+    "autocast_dtype": r"plan=spml_fast.Plan\(precision=...\)",
+    "channels_last": r"plan=spml_fast.Plan\(memory_format=torch.channels_last\)",
 }
 NOW_OF_CALLS = {
-    "tol": r"method=IMH\(tol=...\), Rejection\(tol=...\) or Resample\(tol=...\)",
-    "max_steps": r"method=IMH\(max_steps=...\)",
-    "samples_per_chain": r"method=IMH\(samples_per_chain=...\) or MALA\(samples_per_chain=...\)",
-    "thin": r"method=IMH\(thin=...\)",
-    "adapt": r"proposal=Mixture\(...\)",
+    "tol": r"method=spml_fast.IMH\(tol=...\), spml_fast.Rejection\(tol=...\) or spml_fast.Resample\(tol=...\)",
+    "max_steps": r"method=spml_fast.IMH\(max_steps=...\)",
+    "samples_per_chain": r"method=spml_fast.IMH\(samples_per_chain=...\) or spml_fast.MALA\(samples_per_chain=",
+    "thin": r"method=spml_fast.IMH\(thin=...\)",
+    "adapt": r"proposal=spml_fast.Mixture\(...\)",
     "latents": "proposal=latents",
-    "first_chain": r"run=Run\(first_chain=...\)",
-    "distributed": r"run=Run\(distributed=...\)",
-    "gather": r"run=Run\(gather=...\)",
-    "checkpoint": r"run=Run\(checkpoint=...\)",
-    "checkpoint_every": r"run=Run\(every=...\)",
+    "first_chain": r"run=spml_fast.Run\(first_chain=...\)",
+    "distributed": r"run=spml_fast.Run\(distributed=...\)",
+    "gather": r"run=spml_fast.Run\(gather=...\)",
+    "checkpoint": r"run=spml_fast.Run\(checkpoint=...\)",
+    "checkpoint_every": r"run=spml_fast.Run\(every=...\)",
 }
 
 
@@ -598,7 +600,7 @@ NOW_OF_CALLS = {
 def test_old_keywords_of_the_sampler(name):
     with pytest.raises(TypeError, match=f"^S2MSampler no longer has the argument '{name}'; write {NOW[name]}"):
         rowwise(**{name: 1})
-    with pytest.raises(TypeError, match=f"^s2m_sample no longer has the argument '{name}'; write {NOW[name]}"):
+    with pytest.raises(TypeError, match=f"^s2m_sample no longer has the argument '{name}'; write .*{NOW[name]}"):
         spml_fast.s2m_sample(RowwiseGenerator(), RowwiseClassifier(), 0, **{name: 1})
 
 

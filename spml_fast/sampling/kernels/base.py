@@ -61,8 +61,16 @@ class Problem:
         self.classified = Classified(self.models, self.proposal, self.shard.n)
 
     def offer(self, at: int, n: int) -> Offer:
-        """The proposals of up to ``n`` steps from ``at``, classified."""
-        return self.classified.offer(at, n, self.stop)
+        """The proposals of 1 to ``n`` steps from ``at``, classified.
+
+        Raises:
+            Stopped: the run is to stop, before a whole step is classified; what is, waits for the next call.
+            ValueError: ``at`` is before the step of the call before.
+        """
+        offer = self.classified.offer(at, n, self.stop)
+        if offer.steps < 1:
+            raise Stopped
+        return offer
 
     def weights(self, output: ClassifierOutput) -> MinMaxWeights:
         """The weights of the targets, for logits like these."""
@@ -99,6 +107,11 @@ class Problem:
                 )
             return found
 
+        if not len(latents):
+            known = self._weights
+            return latents.new_empty(
+                0, dtype=self.models.dtype if known is None else known.targets.log_gamma.dtype
+            )
         return torch.cat(self.in_batches(len(latents), run))
 
     def in_batches(self, n_rows: int, run: Callable[[int, int], Any]) -> list[Any]:

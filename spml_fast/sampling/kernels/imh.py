@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from ..._checks import count
+from ..._checks import keep_count, shown
 from ..chains import ChainState, State, along
 from ..length import MAX_STEPS, bound_steps
 from ..models import Offer
@@ -31,18 +31,18 @@ class IMHState(State):
     """(T, C, ...) by name."""
 
 
-def check_length(tol: float, max_steps: int) -> None:
-    """The options of an automatic length."""
-    if not isinstance(tol, Real) or not 0 < tol < 1:
-        raise ValueError(f"tol must be between 0 and 1, got {tol!r}")
-    count(max_steps, "max_steps", most=MAX_STEPS)
+def check_length(kernel: Kernel) -> None:
+    """Checks the options of an automatic length."""
+    if not isinstance(kernel.tol, Real) or not 0 < kernel.tol < 1:
+        raise ValueError(f"tol must be between 0 and 1, got {shown(kernel.tol)}")
+    keep_count(kernel, "max_steps", most=MAX_STEPS)
 
 
-def check_thinning(samples_per_chain: int, thin: int | None) -> None:
-    """The options of chains that give several samples."""
-    count(samples_per_chain, "samples_per_chain", most=MAX_STEPS)
-    if thin is not None:
-        count(thin, "thin", most=MAX_STEPS)
+def check_thinning(kernel: Kernel) -> None:
+    """Checks the options of chains that give several samples."""
+    keep_count(kernel, "samples_per_chain", most=MAX_STEPS)
+    if kernel.thin is not None:
+        keep_count(kernel, "thin", most=MAX_STEPS)
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ class IMH(Kernel):
     automatic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_length(self.tol, self.max_steps)
-        check_thinning(self.samples_per_chain, self.thin)
+        check_length(self)
+        check_thinning(self)
 
     def init(self, problem: Problem) -> IMHState:
         return IMHState(start_chains(problem))

@@ -100,7 +100,7 @@ class MALA(Kernel):
     needs_correction: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_thinning(self.samples_per_chain, self.thin)
+        check_thinning(self)
 
     def init(self, problem: Problem) -> MALAState:
         shape, dim = (len(problem.joint_classes), problem.shard.n), math.prod(problem.models.z_shape)

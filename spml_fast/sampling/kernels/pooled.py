@@ -61,7 +61,7 @@ class Pooled(Kernel):
     first_look: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        check_length(self.tol, self.max_steps)
+        check_length(self)
 
     def init(self, problem: Problem) -> PooledState:
         return PooledState(start_chains(problem))

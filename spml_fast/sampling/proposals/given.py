@@ -10,7 +10,8 @@ from torch import Tensor
 from .prior import Regenerated
 
 DrawLatents = Callable[[int, torch.Generator], Tensor | tuple[Tensor, Tensor]]
-"""``draw(n, generator) -> latents (n, *z_shape)``, or ``(latents, log p_z(z) - log p~_z(z) (n,))``."""
+"""``draw(n, generator) -> latents (n, *z_shape)``, or ``(latents, log p_z(z) - log p~_z(z) (n,))``; p_z is the
+density of the latents that G and clf are meant for, p~_z the one that z was drawn from."""
 
 
 class GivenLatents(Regenerated):
@@ -34,6 +35,7 @@ class DrawnProposal:
         here: the chains among them that run here.
         seed: of the generator that ``draw`` is given, on ``device``.
         needs_correction: whether latents without log p_z(z) - log p~_z(z) are an error.
+        dtype: of the latents that G gets, whatever the function returns.
     """
 
     regenerates = False
@@ -48,6 +50,7 @@ class DrawnProposal:
         seed: int,
         device: torch.device | str,
         needs_correction: bool = False,
+        dtype: torch.dtype = torch.float32,
     ):
         self.draw = draw
         self.z_shape = z_shape
@@ -55,6 +58,7 @@ class DrawnProposal:
         self.here = here
         self.device = torch.device(device)
         self.needs_correction = needs_correction
+        self.dtype = dtype
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self._next = 0  # the step to draw next
         self._drawn: dict[int, tuple[Tensor, Tensor | None]] = {}  # of the steps that rows may be asked of again
@@ -117,7 +121,7 @@ class DrawnProposal:
         if correction is not None and (not isinstance(correction, Tensor) or correction.shape != (self.n_chains,)):
             got = _shape_or_type(correction)
             raise ValueError(f"{where}: log weights must have shape ({self.n_chains},), got {got}")
-        return z.to(self.device), None if correction is None else correction.to(self.device)
+        return z.to(self.device, self.dtype), None if correction is None else correction.to(self.device)
 
 
 def _shape_or_type(value: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from dataclasses import dataclass
 from numbers import Real
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ... import _ops
-from ..._checks import count
+from ..._checks import keep_count, renamed, shown
 from .prior import PriorProposal
 
 COMPONENT_KEY = 0x5A17_ED0C_0DE5_EED5
@@ -21,11 +22,14 @@ COMPONENT_KEY = 0x5A17_ED0C_0DE5_EED5
 
 COVARIANCES = ("diag", "full")
 
+_FITTING = threading.Lock()
+
 
 @dataclass(frozen=True)
 class Mixture:
     """Proposals adapted to each target that the prior serves badly: a Gaussian mixture fitted to latents of its
     samples, which :meth:`spml_fast.S2MSampler.adapt` finds; a pilot run of 16 steps tells which targets those are.
+    Where it finds none, nothing is adapted.
 
     Attributes:
         n_chains: samples that each stage of the adaptation is fitted to.
@@ -47,11 +51,10 @@ class Mixture:
     prior_share: float = 0.1
 
     def __post_init__(self) -> None:
-        count(self.n_chains, "n_chains", least=2)
+        keep_count(self, "n_chains", least=2)
         for name in ("max_steps", "n_components", "max_components"):
-            value = getattr(self, name)
-            if value is not None or name != "n_components":
-                count(value, name, most=2**31 - 1)
+            if getattr(self, name) is not None or name != "n_components":
+                keep_count(self, name, most=2**31 - 1)
         if self.covariance not in COVARIANCES:
             raise ValueError(f"covariance must be one of {', '.join(COVARIANCES)}, got {self.covariance!r}")
         _check_prior_share(self.prior_share)
@@ -61,7 +64,8 @@ class Mixture:
 class LatentMixture:
     """p~_z = prior_share N(0, 1) + (1 - prior_share) sum_k weights_k N(means_k, scales_k scales_k^T).
 
-    The share of the prior bounds p_z/p~_z by 1/prior_share, whatever was fitted.
+    The share of the prior bounds p_z/p~_z by 1/prior_share, whatever was fitted. What is given in half precision
+    is kept in float64.
 
     Attributes:
         weights: (K,), sum to 1.
@@ -89,8 +93,10 @@ class LatentMixture:
             if not isinstance(part, Tensor) or not part.is_floating_point():
                 got = part.dtype if isinstance(part, Tensor) else type(part).__name__
                 raise TypeError(f"{name} must be a floating-point tensor, got {got}")
+            if part.dtype.itemsize < 4:  # draws and their densities would be of two mixtures
+                object.__setattr__(self, name, part := part.double())
             if not torch.isfinite(part).all():
-                raise ValueError(f"{name} must be finite, got {part}")
+                raise ValueError(f"{name} must be finite, got NaN or inf in {shown(part)}")
         k, d = self.means.shape if self.means.ndim == 2 else (0, 0)
         if k < 1 or d < 1 or self.weights.shape != (k,) or self.scales.shape not in ((k, d), (k, d, d)):
             shapes = ", ".join(
@@ -99,7 +105,9 @@ class LatentMixture:
             raise ValueError(f"expected weights (K,), means (K, D) and scales (K, D) or (K, D, D), got {shapes}")
         total = float(self.weights.double().sum())
         if not (self.weights >= 0).all() or abs(total - 1) > 1e-5:
-            raise ValueError(f"weights must not be negative and must sum to 1, got {self.weights} (sum {total:g})")
+            raise ValueError(
+                f"weights must not be negative and must sum to 1, got {shown(self.weights)} (sum {total:g})"
+            )
         full = self.scales.ndim == 3
         if full and self.scales.triu(1).any():
             raise ValueError(
@@ -112,6 +120,12 @@ class LatentMixture:
             raise ValueError(f"scales: the {what} must be positive, got {float(deviations.min()):g}")
 
     @classmethod
+    @renamed(
+        **{
+            name: f"how=spml_fast.Mixture({name}=...)"
+            for name in ("n_components", "max_components", "covariance", "prior_share")
+        }
+    )
     def fit(cls, latents: Tensor | np.ndarray, how: Mixture | None = None, seed: int = 0) -> LatentMixture:
         """A Gaussian mixture (scikit-learn's) fitted to ``latents`` (m, *z_shape) of target samples.
 
@@ -139,7 +153,8 @@ class LatentMixture:
         tried = [how.n_components] if how.n_components else range(1, min(how.max_components, len(z) // 2) + 1)
         # Chains repeat their state while they reject: a floor under the variances keeps repeats from being spikes.
         options = dict(covariance_type=how.covariance, reg_covar=1e-3, random_state=seed % 2**32)
-        with threadpool_limits(1), warnings.catch_warnings():  # sums over threads depend on how many they are
+        # Sums over threads depend on how many they are; and two threads must not set warnings back in turns.
+        with _FITTING, threadpool_limits(1), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # of repeated latents, which reg_covar is for
             mixtures = [GaussianMixture(k, **options).fit(z) for k in tried]
             bic = tuple(float(mixture.bic(z)) for mixture in mixtures) if len(mixtures) > 1 else ()
@@ -213,6 +228,6 @@ class MixtureProposal(PriorProposal):
 
 def _check_prior_share(prior_share: float) -> None:
     if isinstance(prior_share, bool) or not isinstance(prior_share, Real):
-        raise TypeError(f"prior_share must be a number more than 0 and at most 1, got {prior_share!r}")
+        raise TypeError(f"prior_share must be a number more than 0 and at most 1, got {shown(prior_share)}")
     if not 0 < prior_share <= 1:
         raise ValueError(f"prior_share must be more than 0 and at most 1, got {prior_share}")
