@@ -63,7 +63,7 @@ def identity(value: object) -> Any:
 def outputs_of(models: Models, labels: Sequence[int | None]) -> list[float]:
     """What G and clf return for a few fixed latents, as numbers: it tells apart models that no hash can.
 
-    torch's generators are seeded for it and left as they were. A stochastic G that draws from its own tells nothing.
+    torch's generators are seeded for it and left as they were. A stochastic G with its own tells nothing.
     """
     found = _outputs_of(models, labels)
     if models.stochastic and not _alike(found, _outputs_of(models, labels)):
