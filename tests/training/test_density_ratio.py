@@ -434,3 +434,96 @@ def test_the_temperature_is_that_of_maximum_likelihood_with_one_unseen_example_o
     best = float(t[(log_p * smoothed).sum((1, 2)).argmax()])
     assert fit_temperature("D_r", logits, targets) == pytest.approx(best, abs=1e-3)
     assert best == pytest.approx(2.5, rel=0.15)
+
+
+# --- generators and heads in the styles that others write them in -------------------------------------
+
+
+class Style(Gaussian):
+    """One-hot labels, as StyleGAN takes them, and x among other things."""
+
+    c_dim = 2
+
+    def forward(self, z, c):
+        assert c.dtype == z.dtype
+        x = self.dropout(self.scale * z) + (2 * c[:, 1:] - 1) * torch.tensor([1.0, 0.0], dtype=z.dtype)
+        return {"image": x, "w": z}
+
+
+class OptionalLabel(Gaussian):
+    def forward(self, z, y=None):
+        return self.labelled(z, y)
+
+
+def test_generators_of_any_convention():
+    x, labels = gaussians(200)
+    torch.manual_seed(0)
+    heads = dict(D_v=mlp(1), D_r=mlp(2), D_f=mlp(2))
+    expected = train(Gaussian(conditional=True), x, labels, **heads).clf.state_dict()
+    for G in (Style(), OptionalLabel(), torch.compile(Gaussian(conditional=True), backend="eager")):
+        found = train(G, x, labels, **heads).clf.state_dict()
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_generators_of_other_dtypes(dtype):
+    x, labels = gaussians(200)
+    clf = train(Gaussian().to(dtype), x, labels, D_v=mlp(1), D_r=mlp(2)).clf
+    assert clf(x)[0].dtype == torch.float32
+
+
+def test_a_generator_inside_a_function_is_in_eval_mode():
+    G, seen = Gaussian(), []
+
+    def generate(z):
+        seen.append(G.training)
+        return G(z)
+
+    train(generate, *gaussians(200), D_v=mlp(1), D_r=mlp(2), z_dim=2)
+    assert not any(seen)
+    assert G.training
+
+
+def test_latents_of_a_prior():
+    seen = []
+
+    def generate(z):
+        seen.append(z)
+        return 3 * z
+
+    prior = torch.distributions.Uniform(-0.5, 0.5)
+    for given in (prior, torch.distributions.Beta(1.0, 1.0)):
+        seen.clear()
+        train(generate, *gaussians(200), D_v=mlp(1), D_r=mlp(2), z_dim=2, fit=dict(prior=given))
+        assert bool(given.support.check(torch.cat(seen)).all())
+    with pytest.raises(TypeError, match=r"prior must be a torch.distributions.Distribution"):
+        train(generate, *gaussians(200), D_v=mlp(1), D_r=mlp(2), z_dim=2, fit=dict(prior="uniform"))
+
+
+def frozen(module, how):
+    if how == "weights":
+        module.requires_grad_(False)
+    return module.eval() if how == "mode" else module
+
+
+@pytest.mark.parametrize("how", ["weights", "mode", "not"])
+def test_frozen_batch_norms_stay_as_they_are(how):
+    trunk = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 8), nn.Tanh())
+    frozen(trunk[0], how)
+    clf = train(Gaussian(), *gaussians(200), trunk=trunk).clf
+    learned = clf.trunk[0].num_batches_tracked > 0
+    assert learned == (how == "not")
+    assert (clf.trunk[0].running_mean == 0).all() == (how != "not")
+
+
+def test_a_trunk_that_comes_in_eval_mode_is_trained():
+    trunk = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 8), nn.Tanh()).eval()
+    clf = train(Gaussian(), *gaussians(200), trunk=trunk).clf
+    assert clf.trunk[0].num_batches_tracked > 0
+
+
+def test_generators_of_other_devices_are_not_seeded(monkeypatch):
+    """``torch.manual_seed`` would seed every device, and give none but the one in use its state back."""
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("every device was seeded"))
+    train(Gaussian(), *gaussians(200), D_v=mlp(1), D_r=mlp(2))
