@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from .._checks import count
 from .._models import modules_in, unwrapped
@@ -153,12 +153,12 @@ class Cost:
         return "channels_last" if self.convolves and device.type == "cpu" else "contiguous"
 
 
-class Trace(TorchDispatchMode):
+class Trace(TorchFunctionMode):
     """Watches the operations of a forward pass.
 
     Attributes:
         sizes: bytes of the output of each, in order.
-        convolutions: (dtype, groups, channels of the input) of each two-dimensional one.
+        convolutions: (dtype, groups, channels of the output) of each two-dimensional one.
     """
 
     def __init__(self) -> None:
@@ -167,16 +167,18 @@ class Trace(TorchDispatchMode):
         self.convolutions: list[tuple[torch.dtype, int, int]] = []
         self._squashed: list[tuple[str, Tensor]] = []
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = function(*args, **(kwargs or {}))
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        out = function(*args, **kwargs)
         first = out[0] if isinstance(out, (tuple, list)) and out else out
         if isinstance(first, Tensor):
             self.sizes.append(first.numel() * first.element_size())
-            name = function.overloadpacket.__name__.strip("_")
+            name = getattr(function, "__name__", "").strip("_")
             if name in ("sigmoid", "softmax"):
                 self._squashed.append((name, first))
-            if name == "convolution" and first.ndim == 4:
-                self.convolutions.append((first.dtype, args[8], args[0].shape[1]))
+            if name in ("conv2d", "conv_transpose2d"):  # both have the groups in the seventh place
+                groups = kwargs.get("groups", args[6] if len(args) > 6 else 1)
+                self.convolutions.append((first.dtype, groups, first.shape[1]))
         return out
 
     def made_by(self, logits: Tensor) -> str | None:

@@ -243,6 +243,7 @@ def plain(result):
     found = {name: getattr(result, name) for name in FIELDS}
     found["joint class"] = str(result.joint_class)
     found["diagnostics"] = result.diagnostics.to_dict()
+    del found["diagnostics"]["plan"]
     found["adaptation"] = None if result.adaptation is None else result.adaptation.to_state()
     return _without_seconds(found)
 

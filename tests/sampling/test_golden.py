@@ -25,7 +25,14 @@ def same_pytorch(golden):
 def differences(found, golden, name):
     expected = {key: value for key, value in golden.items() if key.startswith(f"{name}/")}
     assert expected.keys() == {f"{name}/{key}" for key in found}
-    return [key for key, value in found.items() if not same(value, expected[f"{name}/{key}"])]
+    return [key for key, value in found.items() if not alike(key, value, expected[f"{name}/{key}"], name)]
+
+
+def alike(key, a, b, name):
+    """Bit for bit, but for sums of what PyTorch's own exponentials give: the last bit is the machine's."""
+    if key.endswith("measures") and CASES[name].by_pytorch:
+        return np.allclose(a, b, rtol=1e-13, atol=0, equal_nan=True)
+    return same(a, b)
 
 
 def same(a, b):
