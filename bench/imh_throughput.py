@@ -12,8 +12,8 @@ end_to_end  ``S2MSampler.sample`` with a convolutional G and clf, against the ba
 targets     all seven joint classes of three attributes in one pool, against seven separate runs
 
 Rows of ``--json``: section, model, against, device, chains, classes, steps, reference_us, fused_us, speedup
-(reference over fused), copy_fraction (section accept: bytes that must move per call, over the time, over the device's copy
-bandwidth; above 1 where the logits come from a cache), and device_name and threads.
+(reference over fused), copy_fraction (section accept: bytes that must move per call, over the time, over the
+device's copy bandwidth; above 1 where the logits come from a cache), and device_name and threads.
 """
 
 from __future__ import annotations
@@ -375,7 +375,7 @@ def published_rows(options: Options) -> Iterator[Row]:
             "bare_forwards": partial(bare_conditional_forwards, G, clf, pairs),
             "best_plan": partial(best, z, labels),
         }
-        seconds = median_seconds(calls, options.device, run_timing(1 if options.quick else 5))
+        seconds = median_seconds(calls, options.device, run_timing(1 if options.quick else 3))
         for against in ("official_loop", "bare_forwards", "best_plan"):
             times = seconds[against], seconds["sampler"]
             yield make_row(options, "end_to_end", against, (chains, N_ATTRIBUTES, steps), *times, model=PUBLISHED)

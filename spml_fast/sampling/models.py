@@ -35,6 +35,7 @@ class Found:
     Attributes:
         plan: the plan, complete.
         x_shape: shape of one x; None before it is known.
+        x_bytes: bytes of one x.
         n_classes: number of class logits.
         has_D_f: whether clf returns logits of D_f.
         fewest_rows: 2 where a model fails on a batch of one row, which is given twice then; otherwise 1.
@@ -42,6 +43,7 @@ class Found:
 
     plan: Plan
     x_shape: tuple[int, ...] | None = None
+    x_bytes: int = 0
     n_classes: int = 0
     has_D_f: bool = False
     fewest_rows: int = 1
@@ -277,7 +279,8 @@ class Offer:
         at: the first of the steps.
         output: logits (S, C, N) of D_r and D_f, (S, C) of D_v.
         log_correction: (S, C) log p_z(z) - log p~_z(z), or None where it is zero.
-        kept: "latents" (S, C, *z_shape) that cannot be had again, and "x" (S, C, *x_shape) of a stochastic G.
+        kept: "latents" (S, C, *z_shape) that cannot be had again, and "x" (S, C, *x_shape) where
+            it is kept: of a stochastic G, or where that is cheaper than to make it again.
     """
 
     at: int
@@ -306,6 +309,8 @@ class Classified:
 
     def __init__(self, models: BatchedModels, proposal: Proposal, n_chains: int) -> None:
         self.models, self.proposal, self.n_chains = models, proposal, n_chains
+        self.keeps_x = models.stochastic
+        """Whether x is part of what is offered."""
         self.row = 0
         """The first row that is not classified."""
         self.held: tuple[int, dict[str, Tensor]] = (0, {})
@@ -375,7 +380,7 @@ class Classified:
         kept: dict[str, Any] = {} if self.proposal.regenerates else {"latents": latents}
         x, output = self.models.classify(latents)
         kept |= output._asdict()
-        if self.models.stochastic:
+        if self.keeps_x:
             kept["x"] = x
         kept["log_correction"] = correction
         return {name: tensor for name, tensor in kept.items() if tensor is not None}

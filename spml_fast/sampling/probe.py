@@ -78,7 +78,7 @@ class _Probe:
 
     def run(self) -> Found:
         x, trace_G = self._first_x()
-        self.found = replace(self.found, x_shape=tuple(x.shape[1:]))
+        self.found = replace(self.found, x_shape=tuple(x.shape[1:]), x_bytes=x[0].numel() * x.element_size())
         output, trace_clf = self._classify(x)
         if self.generator.conditional is None:
             # G runs with and without a label. It takes the logits of D_f to use one.
@@ -96,7 +96,7 @@ class _Probe:
         if one_output is not None and one_output.class_logits.shape[1] != n_classes:
             got = one_output.class_logits.shape[1]
             raise ValueError(f"clf returns {n_classes} class logits for each of two rows and {got} for one row")
-        least = x[0].numel() * x.element_size()
+        least = self.found.x_bytes
         plan = self.models.plan.completed(
             trace_G.cost(one_trace_G or trace_G, self.generator.G, least),
             trace_clf.cost(one_trace_clf or trace_clf, self.models.clf, least),

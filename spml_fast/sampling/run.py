@@ -26,6 +26,9 @@ from .models import BLOCK_ROWS
 from .processes import EndedProcess, LostProcessError, Processes
 from .results import Diagnostics, S2MResult
 
+KEPT_BYTES = 2**26
+"""Memory for x of the chains' states and of a block of proposals: where it suffices, x is not made again at the end."""
+
 BLOCK_SECONDS = 1.0
 """A block of steps ends after about this long: then checkpoints are due and processes agree."""
 
@@ -182,6 +185,11 @@ class _PoolRun:
         self.proposal_state: Any = None
         self.deadline = self.shown = 0.0
         problem.stop = self._must_stop
+        self.block_rows = BLOCK_ROWS
+        x_bytes = max(1, problem.models.found.x_bytes)
+        if kernel.keeps_states and (1 + len(problem.joint_classes)) * problem.shard.n * x_bytes <= KEPT_BYTES:
+            problem.classified.keeps_x = True
+            self.block_rows = min(BLOCK_ROWS, KEPT_BYTES // x_bytes)
         if not isinstance(self.state, State):
             raise TypeError(f"{_name(kernel)}.init() must return a State, got {shown(self.state)}")
         self.kinds = self.state.kinds()
@@ -225,7 +233,7 @@ class _PoolRun:
     def _advance(self, to: int) -> None:
         """Runs the chains to step ``to``, or to Ctrl-C."""
         checkpoint, rows = self.driver.checkpoint, self.shard.largest
-        block_steps = self.problem.models.models.plan.block_steps or max(1, BLOCK_ROWS // rows)
+        block_steps = self.problem.models.models.plan.block_steps or max(1, self.block_rows // rows)
         while self.done < to and not self.interrupted:
             self.deadline = time.monotonic() + BLOCK_SECONDS
             offer = self._propose(min(block_steps, to - self.done))

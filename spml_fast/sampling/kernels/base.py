@@ -225,6 +225,8 @@ class Kernel:
     automatic: ClassVar[bool] = False
     first_look: ClassVar[int] = 16
     start_steps: ClassVar[int] = 0
+    keeps_states: ClassVar[bool] = False
+    """Whether an offer's x of the chains' states may be kept in the state, so that they need not be made again."""
     needs_correction: ClassVar[bool] = False
     """Whether proposals that a function draws must come with log p_z(z) - log p~_z(z)."""
     samples_per_chain: int = 1

@@ -65,6 +65,7 @@ class IMH(Kernel):
     samples_per_chain: int = 1
     thin: int | None = None
     name: ClassVar[str] = "imh"
+    keeps_states: ClassVar[bool] = True
     automatic: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
