@@ -183,6 +183,14 @@ def _parser() -> argparse.ArgumentParser:
         "(default: a small network for each head)",
     )
     ratio.add_argument("--flip", action="store_true", help="flip half of the images, left to right, in training")
+    ratio.add_argument(
+        "--noise",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="noise on pixels in training, a share of the range; more makes generated images harder to tell, and "
+        "weights smaller (default: %(default)s)",
+    )
     ratio.add_argument("--epochs", type=int, default=100, help="at most (default: %(default)s)")
     ratio.add_argument(
         "--patience",
@@ -196,7 +204,6 @@ def _parser() -> argparse.ArgumentParser:
     ratio.add_argument("--holdout", type=float, default=0.2, help="share held out (default: %(default)s)")
     ratio.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     ratio.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    ratio.add_argument("--quiet", action="store_true", help="no progress bar")
     ratio.set_defaults(run=_ratio, after_interrupt=" before there was anything to keep")
 
     train = commands.add_parser(
@@ -395,11 +402,11 @@ def _ratio(options: argparse.Namespace) -> None:
         options.out,
         fit=fit,
         trunk=options.trunk,
+        noise=options.noise,
         flip=options.flip,
         value_range=_given_range(options),
         z_dim=_z_dim(options),
         seed=options.seed,
-        progress=not options.quiet,
     )
 
 

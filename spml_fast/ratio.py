@@ -142,19 +142,21 @@ class ScaledImages(Dataset):
 
 @dataclass(frozen=True)
 class Augment:
-    """Noise of one in a hundred of the range, and flips from left to right if asked for.
+    """What is done to a batch in training, real and generated images alike.
 
-    Without the noise D_v would know real images by their 256 levels alone.
+    Attributes:
+        noise: standard deviation of Gaussian noise on the pixels. It hides from D_v what tells every generated image
+            from real ones, such as 256 levels or blur: more of it, smaller weights.
+        flip: flip half of the images from left to right.
     """
 
-    value_range: tuple[float, float]
+    noise: float
     flip: bool
 
     def __call__(self, x: Tensor) -> Tensor:
-        low, high = self.value_range
         if self.flip:
             x = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(3), x)
-        return x + 0.01 * (high - low) * torch.randn_like(x)
+        return x + self.noise * torch.randn_like(x)
 
 
 # ------------------------------------------------------------------------------------ the networks
@@ -214,11 +216,11 @@ def train_ratio(
     *,
     fit: DensityRatioFit | None = None,
     trunk: str | None = None,
+    noise: float = 0.1,
     flip: bool = False,
     value_range: tuple[float, float] | None = None,
     z_dim: int | Sequence[int] | None = None,
     seed: int = 0,
-    progress: bool = True,
 ) -> DensityRatio:
     """Trains the classifiers, prints their report and writes a folder that ``spml-fast sample`` reads.
 
@@ -227,9 +229,9 @@ def train_ratio(
         table: the images and their labels.
         out: folder for ``sampler.json``, ``generator.safetensors``, ``classifier.safetensors`` and ``ratio.json``,
             the report.
-        fit: how they are trained; ``augment`` is ours unless given.
+        fit: how they are trained; but for ``augment``, which is :class:`Augment`.
         trunk, value_range, z_dim: see :func:`classifier` and :class:`SamplerSpec`.
-        flip: flip half of the images, from left to right, in training.
+        noise, flip: see :class:`Augment`; noise as a share of the range.
         seed: of the networks, the split, the batches and the latents.
 
     Raises:
@@ -260,11 +262,12 @@ def train_ratio(
     print(f"generator: images {shape}, pixels {said} [{value_range[0]:g}, {value_range[1]:g}]", flush=True)
     print(f"images: {len(table.files)}, one label each of {', '.join(table.classes)}", flush=True)
     data = ScaledImages(table, shape, value_range)
-    fit = fit or DensityRatioFit()
-    if fit.augment is None:
-        fit = replace(fit, augment=Augment(value_range, flip))
+    if not 0 <= noise < math.inf:
+        raise ValueError(f"noise must not be negative, got {noise:g}")
+    augment = Augment(noise * (value_range[1] - value_range[0]), flip)
+    fit = replace(fit or DensityRatioFit(), augment=augment)
     ratio = train_density_ratio(
-        G, data, heads=heads, fit=fit, n_classes=len(table.classes), z_dim=z_dim, seed=seed, progress=progress
+        G, data, heads=heads, fit=fit, n_classes=len(table.classes), z_dim=z_dim, seed=seed
     )
     spec = SamplerSpec(
         generator,

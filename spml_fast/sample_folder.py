@@ -324,9 +324,9 @@ def draw(
 
     Args:
         targets: (has, has not) by names or indices of classes.
-        out: the folder; by default one named after the targets in the folder ``beside``. It gets ``grid.png``, a
-            row per joint class, ``samples.safetensors`` and ``diagnostics.json``; where proposals were adapted,
-            pictures of how.
+        out: the folder; by default one named after the first target, in the folder ``beside``. It gets
+            ``grid.png``, a row per joint class, ``samples.safetensors`` and ``diagnostics.json``; where proposals
+            were adapted, pictures of how.
         checkpoint: file that keeps the chains as they run.
         single: write every sample as a PNG, too.
         options: n_samples, n_steps, method, proposal and seed of :meth:`S2MSampler.sample_targets`.
@@ -349,7 +349,9 @@ def draw(
     named = _targets(targets, classes)
     is_image = len(probed.shape) == 3
     value_range = spec.value_range or (probed.value_range() if is_image else None)
-    folder = Path(beside) / "_".join(["samples", *_file_names(named)])[:120] if out is None else Path(out)
+    first, *others = _file_names(named)
+    name = f"samples_{first}" + (f"_and_{len(others)}_more" if others else "")
+    folder = Path(beside) / name if out is None else Path(out)
     if is_first_process():
         writable_folder(folder)
         if is_image and spec.value_range is None:
