@@ -4,11 +4,11 @@
     python examples/own_models.py
 
 Stands for what you have: a generator, here the decoder of a small VAE on 8x8 digits, whose class is in this file
-and whose weights are in another; images as PNG files; and a CSV that says one of the attributes of each image, A, B
-or C. The two commands need nothing else: ``spml-fast ratio`` trains the classifiers, ``spml-fast sample`` draws.
+and whose weights are in another; images as PNG files; and a CSV that says one attribute of each image: A, B or C.
+The two commands need nothing else: ``spml-fast ratio`` trains the classifiers, ``spml-fast sample`` draws.
 
-Digits 0 to 6 stand for the seven joint classes of three attributes, so the picture shows whether samples are right:
-its rows are 0 to 5. Having all three (--i A B C) excludes nothing and wants --temperature 0.2, as in the demo.
+Digits 0 to 6 stand for the seven joint classes of three attributes, so the picture tells if samples are right.
+Its rows are 0 to 5. Having all three (--i A B C) excludes nothing and wants --temperature 0.2, as in the demo.
 """
 
 import argparse

@@ -145,8 +145,8 @@ class Augment:
     """What is done to a batch in training, real and generated images alike.
 
     Attributes:
-        noise: standard deviation of Gaussian noise on the pixels. It hides from D_v what tells every generated image
-            from real ones, such as 256 levels or blur: more of it, smaller weights.
+        noise: standard deviation of Gaussian noise on the pixels. It hides from D_v what tells all that is
+            generated from real images, such as 256 levels or blur: more of it, smaller weights.
         flip: flip half of the images from left to right.
     """
 
@@ -257,8 +257,7 @@ def train_ratio(
         arguments["conditional"] = True
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        heads = make_heads(shape, len(table.classes), trunk, probed.conditional)
-        _check_heads(heads, shape, trunk)
+        heads = _checked_heads(shape, len(table.classes), trunk, probed.conditional)
     print(f"generator: images {shape}, pixels {said} [{value_range[0]:g}, {value_range[1]:g}]", flush=True)
     print(f"images: {len(table.files)}, one label each of {', '.join(table.classes)}", flush=True)
     data = ScaledImages(table, shape, value_range)
@@ -285,15 +284,19 @@ def train_ratio(
     return ratio
 
 
-def _check_heads(heads: Heads, shape: tuple[int, ...], trunk: str | None) -> None:
-    """Raises ValueError where a trunk does not take the images."""
-    if trunk is None:
-        return
+def _checked_heads(shape: tuple[int, ...], n_classes: int, trunk: str | None, conditional: bool) -> Heads:
+    """The heads; raises ValueError where a trunk cannot be made or does not take the images."""
     try:
+        heads = make_heads(shape, n_classes, trunk, conditional)
+        if trunk is None:
+            return heads
         with torch.no_grad():
             features = copy.deepcopy(heads.trunk).eval()(torch.zeros(2, *shape))
+    except ValueError:
+        raise
     except Exception as error:
         raise ValueError(f"trunk {trunk!r} failed for images {(2, *shape)}: {one_line(error)}") from error
     if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != 2:
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"trunk {trunk!r} must map images {(2, *shape)} to features (2, F), got {got}")
+    return heads
