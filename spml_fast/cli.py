@@ -204,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     ratio.add_argument("--holdout", type=float, default=0.2, help="share held out (default: %(default)s)")
     ratio.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     ratio.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    ratio.add_argument("--quiet", action="store_true", help="no progress bar")
     ratio.set_defaults(run=_ratio, after_interrupt=" before there was anything to keep")
 
     train = commands.add_parser(
@@ -388,7 +389,7 @@ def _given_range(options: argparse.Namespace) -> tuple[float, float] | None:
 
 def _ratio(options: argparse.Namespace) -> None:
     from ._loading import checked_device
-    from .ratio import read_labels, train_ratio
+    from .ratio import Augment, read_labels, train_ratio
     from .training.options import DensityRatioFit
 
     names = ("epochs", "patience", "batch_size", "lr", "weight_decay", "holdout")
@@ -402,11 +403,11 @@ def _ratio(options: argparse.Namespace) -> None:
         options.out,
         fit=fit,
         trunk=options.trunk,
-        noise=options.noise,
-        flip=options.flip,
+        augment=Augment(options.noise, options.flip),
         value_range=_given_range(options),
         z_dim=_z_dim(options),
         seed=options.seed,
+        progress=not options.quiet,
     )
 
 

@@ -145,18 +145,28 @@ class Augment:
     """What is done to a batch in training, real and generated images alike.
 
     Attributes:
-        noise: standard deviation of Gaussian noise on the pixels. It hides from D_v what tells all that is
-            generated from real images, such as 256 levels or blur: more of it, smaller weights.
+        noise: standard deviation of Gaussian noise on the pixels, a share of their range. It hides from D_v what tells
+            all that is generated from real images, such as 256 levels or blur: more of it, smaller weights.
         flip: flip half of the images from left to right.
+        value_range: values of black and white.
+
+    Raises:
+        ValueError: negative noise.
     """
 
-    noise: float
-    flip: bool
+    noise: float = 0.1
+    flip: bool = False
+    value_range: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.noise < math.inf:
+            raise ValueError(f"noise must not be negative, got {self.noise:g}")
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.flip:
             x = torch.where(torch.rand(len(x), 1, 1, 1, device=x.device) < 0.5, x.flip(3), x)
-        return x + self.noise * torch.randn_like(x)
+        low, high = self.value_range
+        return x + self.noise * (high - low) * torch.randn_like(x)
 
 
 # ------------------------------------------------------------------------------------ the networks
@@ -216,11 +226,11 @@ def train_ratio(
     *,
     fit: DensityRatioFit | None = None,
     trunk: str | None = None,
-    noise: float = 0.1,
-    flip: bool = False,
+    augment: Augment | None = None,
     value_range: tuple[float, float] | None = None,
     z_dim: int | Sequence[int] | None = None,
     seed: int = 0,
+    progress: bool = True,
 ) -> DensityRatio:
     """Trains the classifiers, prints their report and writes a folder that ``spml-fast sample`` reads.
 
@@ -229,9 +239,10 @@ def train_ratio(
         table: the images and their labels.
         out: folder for ``sampler.json``, ``generator.safetensors``, ``classifier.safetensors`` and ``ratio.json``,
             the report.
-        fit: how they are trained; but for ``augment``, which is :class:`Augment`.
-        trunk, value_range, z_dim: see :func:`classifier` and :class:`SamplerSpec`.
-        noise, flip: see :class:`Augment`; noise as a share of the range.
+        fit: how they are trained, but for ``augment``.
+        trunk: see :func:`classifier`.
+        augment: noise and flips; its range is that of the images.
+        value_range, z_dim: see :class:`SamplerSpec`.
         seed: of the networks, the split, the batches and the latents.
 
     Raises:
@@ -261,12 +272,16 @@ def train_ratio(
     print(f"generator: images {shape}, pixels {said} [{value_range[0]:g}, {value_range[1]:g}]", flush=True)
     print(f"images: {len(table.files)}, one label each of {', '.join(table.classes)}", flush=True)
     data = ScaledImages(table, shape, value_range)
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"noise must not be negative, got {noise:g}")
-    augment = Augment(noise * (value_range[1] - value_range[0]), flip)
-    fit = replace(fit or DensityRatioFit(), augment=augment)
+    augment = replace(augment or Augment(), value_range=value_range)
     ratio = train_density_ratio(
-        G, data, heads=heads, fit=fit, n_classes=len(table.classes), z_dim=z_dim, seed=seed
+        G,
+        data,
+        heads=heads,
+        fit=replace(fit or DensityRatioFit(), augment=augment),
+        n_classes=len(table.classes),
+        z_dim=z_dim,
+        seed=seed,
+        progress=progress,
     )
     spec = SamplerSpec(
         generator,

@@ -211,7 +211,7 @@ class Probe:
         return (-1.0, 1.0) if low < -0.3 else (0.0, 1.0)
 
 
-def probe(G: Callable[..., Tensor], z_dim: int | Sequence[int] | None, n: int = 64) -> Probe:
+def probe(G: Callable[..., Tensor], z_dim: int | Sequence[int] | None, n: int = 16) -> Probe:
     """Runs a generator on a few latents, the same each time.
 
     Raises:
@@ -240,7 +240,9 @@ def probe(G: Callable[..., Tensor], z_dim: int | Sequence[int] | None, n: int = 
 @contextlib.contextmanager
 def _trial(failure: str, model: object) -> Iterator[None]:
     """Tries a user's model, without gradients or traces in torch's generator; an exception becomes one line."""
-    with torch.random.fork_rng(), torch.no_grad(), eval_mode(model):
+    weight = first_tensor(model)
+    devices = [weight.device] if weight is not None and weight.is_cuda else []
+    with torch.random.fork_rng(devices), torch.no_grad(), eval_mode(model):
         try:
             yield
         except Exception as error:

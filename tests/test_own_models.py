@@ -154,7 +154,7 @@ def test_from_images_to_samples(capsys):
     """What is drawn is what was asked for."""
     write_images(400, size=(9, 16))
     torch.save({"state_dict": {"module.scale": torch.full((3, 1, 1), 2.5)}}, "weights.pt")
-    assert cli.main([*RATIO, "--weights", "weights.pt", "--epochs", "8", "--flip"]) == 0
+    assert cli.main([*RATIO, "--weights", "weights.pt", "--epochs", "8", "--flip", "--quiet"]) == 0
     printed = capsys.readouterr().out
     assert "images (3, 8, 8), pixels taken to be in [0, 1]" in printed
     assert "400, one label each of blue, green, red" in printed
@@ -342,7 +342,7 @@ MODEL_ERRORS = {
     "whole module": ({"--weights": "module.pt"}, "module.pt cannot be read as weights alone:"),
     "text": ({"--weights": "labels.csv"}, "labels.csv cannot be read as weights alone:"),
     "no z_dim": ({"--generator": "mine:Unsized"}, "it has no attribute z_dim, so pass --z-dim N"),
-    "failing": ({"--generator": "mine:Fails"}, "the generator failed for latents (64, 3): RuntimeError: mat1"),
+    "failing": ({"--generator": "mine:Fails"}, "the generator failed for latents (16, 3): RuntimeError: mat1"),
     "range": ({"--generator": "mine:Bytes"}, "which is neither [-1, 1] nor [0, 1]: say which are black and white"),
     "bad range": ({"--range": "1 0"}, "a range is two numbers, the smaller first, got 1 0"),
     "device": ({"--device": "gpu"}, "device 'gpu' cannot be used:"),
@@ -380,6 +380,7 @@ def test_models_that_cannot_be_used(error):
             "trunk 'mine:flat_trunk' failed for images (2, 3, 8",
         ),
         "images": ({"--generator": "mine:Flat"}, "the generator makes (2,), not images (1 or 3, height, width)"),
+        "noise": ({"--noise": "-1"}, "noise must not be negative, got -1"),
         "epochs": ({"--epochs": "0"}, "fit: epochs must be an integer, at least 1, got 0"),
     }.values():
         assert told in error(with_flags(RATIO, flags))
@@ -403,7 +404,7 @@ def test_targets_that_cannot_be_drawn(error):
         "": "name one joint class with --i and --j, or several with --targets",
         "--i 0 --gamma -1": "gamma must be positive and finite",
         "--i 0 --method mala --tol 0.1": "--method mala has no --tol",
-        "--i 0 --classifier-arg classes=x": "the classifier failed for (64, 3, 8, 8): TypeError",
+        "--i 0 --classifier-arg classes=x": "the classifier failed for (16, 3, 8, 8): TypeError",
     }.items():
         assert message in told(*options.split())
     Path("file").write_text("")
