@@ -145,8 +145,8 @@ class Augment:
     """What is done to a batch in training, real and generated images alike.
 
     Attributes:
-        noise: standard deviation of Gaussian noise on the pixels, a share of their range. It hides from D_v what tells
-            all that is generated from real images, such as 256 levels or blur: more of it, smaller weights.
+        noise: standard deviation of Gaussian noise on the pixels, a share of their range. It hides from D_v what
+            tells all generated images from real ones, such as 256 levels or blur: more of it, smaller weights.
         flip: flip half of the images from left to right.
         value_range: values of black and white.
 
