@@ -208,7 +208,8 @@ class Probe:
                 f"the generator's values reach from {low:.3g} to {high:.3g}, which is neither [-1, 1] nor [0, 1]: "
                 "say which are black and white with --range LOW HIGH"
             )
-        return (-1.0, 1.0) if low < -0.3 else (0.0, 1.0)
+        # A decoder without a last activation goes a little below 0.
+        return (-1.0, 1.0) if low < -0.3 * max(high, 0) else (0.0, 1.0)
 
 
 def probe(G: Callable[..., Tensor], z_dim: int | Sequence[int] | None, n: int = 16) -> Probe:

@@ -305,6 +305,18 @@ def test_what_a_diagnostics_file_names_outside_stays(tmp_path):
     assert not (out / "old.png").exists()
 
 
+def test_ranges_are_told_apart():
+    for low, high, found in (
+        (-0.99, 0.98, (-1, 1)),
+        (-1, -0.2, (-1, 1)),
+        (-0.1, 0.1, (-1, 1)),
+        (0, 1, (0, 1)),
+        (0.3, 0.6, (0, 1)),
+        (-0.2, 1.1, (0, 1)),
+    ):
+        assert sample_folder.Probe(torch.tensor([low, high]), False, False).value_range() == found
+
+
 def test_strict_json():
     path = Path("a.json")
     values = Diagnostics(1, 1, max_weight_ratio=float("inf"), log_mean_weight=float("-inf")).to_dict()
