@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from ._loading import ModelSpec
     from .sampling import Kernel
 
 
@@ -49,6 +50,10 @@ NO_LONGER_FLAGS = {
 """Flags of earlier versions of ``spml-fast train``, and what to write instead."""
 
 
+MINMAX = ("gamma", "gamma_J", "temperature", "validity_temperature")
+"""Options of the weight that ``spml-fast sample`` has flags for."""
+
+
 def _no_longer(flag: str, new: str) -> Callable[[str], None]:
     """The type of a flag that there is no more: refuses every value and says the new spelling."""
 
@@ -77,13 +82,35 @@ def _parser() -> argparse.ArgumentParser:
 
     sample = commands.add_parser(
         "sample",
-        help="draw more from a folder that the demo wrote",
-        description="Draw a joint class with the generator and the classifiers that spml-fast demo wrote.",
-        epilog="several processes: torchrun --nproc-per-node 2 -m spml_fast sample DIR --i A --j B C",
+        help="draw joint classes, with the models of a folder or with your own",
+        description="Draw joint classes with the generator and the classifier of DIR, which spml-fast demo or "
+        "spml-fast ratio wrote, or with those that are named. Writes grid.png, samples.safetensors and "
+        "diagnostics.json.",
+        epilog="several joint classes from one pool: --targets A,B A,-C; several processes: torchrun "
+        "--nproc-per-node 2 -m spml_fast sample DIR --i A --j B C. Code that DIR/sampler.json names is run.",
     )
-    sample.add_argument("folder", type=Path, metavar="DIR")
-    sample.add_argument("--i", nargs="+", required=True, metavar="NAME", help="attributes that the samples have")
-    sample.add_argument("--j", nargs="+", default=[], metavar="NAME", help="attributes that they do not have")
+    sample.add_argument("folder", type=Path, nargs="?", metavar="DIR", help="folder with sampler.json")
+    sample.add_argument("--i", nargs="+", metavar="NAME", help="classes that the samples have, by name or index")
+    sample.add_argument("--j", nargs="+", default=[], metavar="NAME", help="classes that they do not have")
+    sample.add_argument(
+        "--targets",
+        nargs="+",
+        metavar="A,-B",
+        help="several joint classes instead: classes with commas between them, a minus before those that the "
+        "samples do not have",
+    )
+    _add_generator(sample)
+    sample.add_argument(
+        "--classifier",
+        metavar="SPEC",
+        help="clf: as --generator, or a folder that spml-fast ratio wrote",
+    )
+    sample.add_argument("--classifier-weights", type=Path, metavar="FILE", help="as --weights")
+    sample.add_argument("--classifier-arg", action="append", default=[], metavar="KEY=VALUE")
+    sample.add_argument("--classes", nargs="+", metavar="NAME", help="names of the classes, in order")
+    for name in MINMAX:
+        flag = f"--{name.lower().replace('_', '-')}"
+        sample.add_argument(flag, type=float, metavar="X", help="of the weight (default: DIR's, or 1)")
     sample.add_argument("-n", type=int, default=64, help="number of samples (default: %(default)s)")
     sample.add_argument(
         "--method",
@@ -120,8 +147,65 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--adapt", action="store_true", help="fit the proposals to the joint class where it pays")
     sample.add_argument("--seed", type=int, default=None, help="default: a new one each time")
     sample.add_argument("--device", default="cpu", help="default: %(default)s")
-    sample.add_argument("--out", type=Path, help="picture to write, an .npz beside it (default: in DIR)")
+    sample.add_argument("--single", action="store_true", help="write every sample as a PNG of its own, too")
+    sample.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where to write (default: samples_..., in DIR if there is one)"
+    )
     sample.set_defaults(run=_sample)
+
+    ratio = commands.add_parser(
+        "ratio",
+        help="train the classifiers that sampling needs: from your generator, images and single labels",
+        description="Train D_v (real or generated) and D_r (which class) from a generator, a folder of images and "
+        "a CSV with one label per image. Writes a folder that spml-fast sample reads. Images are resized, "
+        "whatever their proportions, to the size and the channels of the generator's and brought to its range.",
+        epilog="example: spml-fast ratio --generator models.py:Decoder --weights decoder.pt --images photos "
+        "--labels labels.csv --out ratio",
+    )
+    _add_generator(ratio, required=True)
+    ratio.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of the images")
+    ratio.add_argument(
+        "--labels",
+        type=Path,
+        required=True,
+        metavar="CSV",
+        help="columns file, relative to --images, and label, by name or index: the one class that the image is "
+        "known to have",
+    )
+    ratio.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    ratio.add_argument(
+        "--classes", nargs="+", metavar="NAME", help="names of the classes, in order (default: the labels, sorted)"
+    )
+    ratio.add_argument(
+        "--trunk",
+        metavar="SPEC",
+        help="one network under linear heads: small_cnn, a model of torchvision, or a callable as --generator "
+        "(default: a small network for each head)",
+    )
+    ratio.add_argument("--flip", action="store_true", help="flip half of the images, left to right, in training")
+    ratio.add_argument(
+        "--noise",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="noise on pixels in training, a share of the range; more makes generated images harder to tell, and "
+        "weights smaller (default: %(default)s)",
+    )
+    ratio.add_argument("--epochs", type=int, default=100, help="at most (default: %(default)s)")
+    ratio.add_argument(
+        "--patience",
+        type=int,
+        default=10,
+        help="stop after so many epochs without a better held-out likelihood (default: %(default)s)",
+    )
+    ratio.add_argument("--batch-size", type=int, default=128, help="default: %(default)s")
+    ratio.add_argument("--lr", type=float, default=1e-3, help="default: %(default)s")
+    ratio.add_argument("--weight-decay", type=float, default=1e-2, help="default: %(default)s")
+    ratio.add_argument("--holdout", type=float, default=0.2, help="share held out (default: %(default)s)")
+    ratio.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    ratio.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    ratio.add_argument("--quiet", action="store_true", help="no progress bar")
+    ratio.set_defaults(run=_ratio, after_interrupt=" before there was anything to keep")
 
     train = commands.add_parser(
         "train",
@@ -167,6 +251,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=_evaluate, extra="train")
     return parser
+
+
+def _add_generator(command: argparse.ArgumentParser, required: bool = False) -> None:
+    """The flags that name a generator."""
+    command.add_argument(
+        "--generator",
+        required=required,
+        metavar="SPEC",
+        help="G: package.module:callable or path/to/file.py:callable, which returns the module",
+    )
+    command.add_argument(
+        "--weights", type=Path, metavar="FILE", help="its weights: safetensors, or a state dict of torch.save"
+    )
+    command.add_argument(
+        "--generator-arg", action="append", default=[], metavar="KEY=VALUE", help="an argument of the callable"
+    )
+    command.add_argument(
+        "--z-dim", type=int, nargs="+", metavar="N", help="size or shape of a latent, where G has no z_dim"
+    )
+    command.add_argument(
+        "--range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values of black and white (default: -1 1 or 0 1, whichever fits what G generates)",
+    )
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -258,22 +368,78 @@ def _method(options: argparse.Namespace) -> Kernel:
     return method(**given)
 
 
-def _sample(options: argparse.Namespace) -> None:
-    from .data.digits import attribute_indices
-    from .demo import draw_again
-    from .sampling import JointClass, Mixture
+def _z_dim(options: argparse.Namespace) -> int | list[int] | None:
+    z_dim = options.z_dim
+    return z_dim[0] if z_dim is not None and len(z_dim) == 1 else z_dim
 
-    draw_again(
+
+def _given_model(options: argparse.Namespace, name: str, weights: str) -> ModelSpec:
+    """The callable, its arguments and its weights, as the flags of a model give them; "" for no callable."""
+    from ._loading import ModelSpec, parse_arguments
+
+    arguments = parse_arguments(getattr(options, f"{name}_arg"), f"--{name}-arg")
+    return ModelSpec(getattr(options, name) or "", arguments, getattr(options, weights))
+
+
+def _given_range(options: argparse.Namespace) -> tuple[float, float] | None:
+    from .sample_folder import checked_range
+
+    return None if options.range is None else checked_range(options.range)
+
+
+def _ratio(options: argparse.Namespace) -> None:
+    from ._loading import checked_device
+    from .ratio import Augment, read_labels, train_ratio
+    from .training.options import DensityRatioFit
+
+    names = ("epochs", "patience", "batch_size", "lr", "weight_decay", "holdout")
+    fit = DensityRatioFit(
+        accelerator="cpu" if checked_device(options.device).type == "cpu" else "gpu",
+        **{name: getattr(options, name) for name in names},
+    )
+    train_ratio(
+        _given_model(options, "generator", "weights"),
+        read_labels(options.labels, options.images, options.classes),
+        options.out,
+        fit=fit,
+        trunk=options.trunk,
+        augment=Augment(options.noise, options.flip),
+        value_range=_given_range(options),
+        z_dim=_z_dim(options),
+        seed=options.seed,
+        progress=not options.quiet,
+    )
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from .sample_folder import SamplerSpec, draw, parse_target
+    from .sampling import Mixture
+
+    if (options.i is None) == (options.targets is None) or (options.targets and options.j):
+        raise ValueError("name one joint class with --i and --j, or several with --targets")
+    weight = {name: getattr(options, name.lower()) for name in MINMAX}
+    spec = SamplerSpec.of(
         options.folder,
-        JointClass(attribute_indices(options.i), attribute_indices(options.j)),
+        _given_model(options, "generator", "weights"),
+        _given_model(options, "classifier", "classifier_weights"),
+        weight={name: value for name, value in weight.items() if value is not None},
+        classes=None if options.classes is None else tuple(options.classes),
+        z_dim=_z_dim(options),
+        value_range=_given_range(options),
+    )
+    draw(
+        spec,
+        [(options.i, options.j)] if options.targets is None else list(map(parse_target, options.targets)),
+        options.out,
+        beside=options.folder or ".",
+        device=options.device,
+        checkpoint=options.checkpoint,
+        single=options.single,
         n_samples=options.n,
         n_steps=options.steps,
-        seed=options.seed,
         method=_method(options),
         proposal=Mixture() if options.adapt else None,
-        checkpoint=options.checkpoint,
-        device=options.device,
-        out=options.out,
+        seed=options.seed,
     )
 
 

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -25,7 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from ._checkpoint import write_atomically
-from ._processes import is_first_process, local_rank
+from ._loading import ModelSpec
 from .data.digits import (
     ATTRIBUTES,
     DIGIT_ATTRIBUTES,
@@ -35,7 +34,8 @@ from .data.digits import (
     load_digits,
 )
 from .labels import single_positives
-from .sampling import JointClass, Kernel, MinMax, Mixture, Run, S2MResult, S2MSampler
+from .sample_folder import SamplerSpec, min_max
+from .sampling import S2MResult, S2MSampler
 from .training.density_ratio import DensityRatio, DensityRatioClassifier, train_density_ratio
 from .training.options import DensityRatioFit, Heads
 from .training.quiet import quiet_fit, quiet_trainer, tensor_loader
@@ -43,12 +43,23 @@ from .training.quiet import quiet_fit, quiet_trainer, tensor_loader
 Z_DIM = 32
 GAMMA_I, GAMMA_J = 0.5, 1.0
 JUDGE_FLOOR = 0.97
-FILES = ("generator.safetensors", "classifier.safetensors", "judge.safetensors")
+JUDGE = "judge.safetensors"
+PAPER_TEMPERATURE = {"1": 1.2, "2": 1.0, "3": 0.2}
+"""The temperatures that the paper uses, by the number of attributes in I."""
+
+SPEC = SamplerSpec(
+    ModelSpec("spml_fast.demo:DigitGenerator"),
+    ModelSpec("spml_fast.demo:make_classifier"),
+    classes=ATTRIBUTES,
+    weight={"gamma": GAMMA_I, "gamma_J": GAMMA_J, "temperature": PAPER_TEMPERATURE},
+    value_range=(-1.0, 1.0),
+)
+"""The demo's sampler, as its folder tells it."""
 
 
 def paper_temperature(has: tuple[int, ...], has_not: tuple[int, ...]) -> float:
     """The temperature that the paper uses for a joint class of one, two or three attributes."""
-    return {1: 1.2, 2: 1.0, 3: 0.2}[len(has)]
+    return PAPER_TEMPERATURE[str(len(has))]
 
 
 def run_demo(
@@ -62,8 +73,8 @@ def run_demo(
     """Trains everything, draws the seven joint classes, judges what was drawn, prints a table.
 
     Args:
-        out: folder for ``samples.png``, ``diagnostics.png``, ``metrics.json`` and the weights of generator,
-            classifiers and judge (safetensors); made if missing.
+        out: folder for ``samples.png``, ``diagnostics.png``, ``metrics.json``, what ``spml-fast sample`` reads
+            (``sampler.json`` and the weights of generator and classifiers) and the judge; made if missing.
         seed: seeds the labels, every training and the sampling; one seed, one result.
         device: "cpu", "cuda", ...
         progress: show progress bars.
@@ -75,7 +86,7 @@ def run_demo(
     """
     # What the demo needs beyond the bare package, now rather than after minutes of training.
     import matplotlib  # noqa: F401
-    import safetensors  # noqa: F401
+    from safetensors.torch import save_model
 
     from .plots import plot_diagnostics, plot_samples
 
@@ -99,7 +110,8 @@ def run_demo(
     _say("judge: which digit, from the full labels; used for nothing but judging", progress)
     judge, judge_accuracy = train_judge(digits, **options)
     clock.lap("judge")
-    _save_demo(out, G, ratio.clf, judge)
+    SPEC.save(out, G, ratio.clf)
+    write_atomically(out / JUDGE, partial(save_model, judge))
 
     G, clf, judge = (module.to(device) for module in (G, ratio.clf, judge))
     results = demo_sampler(G, clf).sample_targets(JOINT_CLASSES, n_samples, n_steps, seed=seed, progress=progress)
@@ -121,101 +133,13 @@ def run_demo(
 
 
 def demo_sampler(G: nn.Module, clf: nn.Module) -> S2MSampler:
-    return S2MSampler(G, clf, weight=MinMax(GAMMA_I, GAMMA_J, temperature=paper_temperature))
+    return S2MSampler(G, clf, weight=min_max(SPEC.weight))
 
 
-def draw_again(
-    folder: str | Path,
-    target: JointClass,
-    n_samples: int = 64,
-    n_steps: int | str | None = None,
-    seed: int | None = None,
-    *,
-    method: str | Kernel = "imh",
-    proposal: Mixture | None = None,
-    checkpoint: str | Path | None = None,
-    device: str = "cpu",
-    out: str | Path | None = None,
-) -> S2MResult:
-    """Draws a joint class from what :func:`run_demo` saved.
-
-    Writes a picture and an .npz, and a picture of the way to adapted proposals. ``method`` and ``proposal`` are
-    those of :meth:`S2MSampler.sample`. Processes that torchrun started share the chains, and the first one writes
-    the samples of all.
-    """
-    from .plots import plot_adaptation, plot_samples
-
-    if device == "cuda":
-        device = f"cuda:{local_rank()}"  # each process that torchrun started has a GPU of its own
-    G, clf, _ = (module.to(device) for module in load_demo(folder))
-    result = demo_sampler(G, clf).sample(
-        target.I,
-        target.J,
-        n_samples,
-        n_steps,
-        method=method,
-        proposal=proposal,
-        seed=seed,
-        run=Run(checkpoint, gather=True),
-        progress=True,
-    )
-    if not is_first_process():
-        return result
-    name = joint_class_name(target.I, target.J)
-    path = Path(out) if out is not None else Path(folder) / f"samples_{name}.png"
-    arrays = {"samples": result.samples, "latents": result.latents, "log_weights": result.log_weights}
-    arrays = {key: value.cpu().numpy() for key, value in arrays.items()}
-    np.savez(path.with_suffix(".npz"), **arrays)
-    rows = {
-        f"{name} {first}": arrays["samples"][first : first + 16] for first in range(0, len(result.samples), 16)
-    }
-    if rows:
-        plot_samples(rows, path)
-    d = result.diagnostics
-    if result.adaptation is not None:
-        way = path.with_name(f"{path.stem}_adaptation.png")
-        plot_adaptation(result, way, lambda joint_class: joint_class_name(joint_class.I, joint_class.J))
-        print(f"adapted to {name} with {result.adaptation.proposals} proposals, in stages: {way}")
-    facts = {
-        "acceptance": f"{d.acceptance_rate:.3f}",
-        "support": f"{d.support_rate:.3f}",
-        "ESS/proposal": f"{d.ess_per_proposal:.3f}",
-        "M": f"{d.max_weight_ratio:.1f}",
-        "TV bound": None if d.tv_bound is None else f"{d.tv_bound:.2g}",
-        "R-hat": None if d.r_hat is None else f"{d.r_hat:.3f}",
-    }
-    print(
-        f"{len(result.samples)} samples of {name} by {d.method}, {d.n_steps} steps x {d.n_chains}"
-        f"{' (interrupted)' if d.interrupted else ''}: "
-        f"{', '.join(f'{fact} {value}' for fact, value in facts.items() if value is not None)}\n"
-        f"written to {path} and {path.with_suffix('.npz')}"
-    )
-    return result
-
-
-def load_demo(out: str | Path) -> tuple[DigitGenerator, DensityRatioClassifier, nn.Module]:
+def load_demo(out: str | Path) -> tuple[nn.Module, nn.Module, nn.Module]:
     """The generator, the classifier and the judge that ``run_demo(out)`` saved, in eval mode."""
-    from safetensors.torch import load_model
-
-    D_v, D_r = _density_ratio_heads()
-    clf = DensityRatioClassifier(nn.Identity(), D_v, D_r, None)
-    modules = (DigitGenerator(), clf, _judge())
-    for name, module in zip(FILES, modules, strict=True):
-        file = Path(out) / name
-        if not file.exists():
-            raise FileNotFoundError(f"{file} does not exist; `spml-fast demo --out {out}` writes it")
-        try:
-            load_model(module.eval(), file)
-        except RuntimeError as error:
-            raise ValueError(f"{file} does not hold what `spml-fast demo` writes: {error}") from error
-    return modules
-
-
-def _save_demo(out: Path, *modules: nn.Module) -> None:
-    from safetensors.torch import save_model
-
-    for name, module in zip(FILES, modules, strict=True):
-        write_atomically(out / name, partial(save_model, module))
+    judge = ModelSpec(f"{__name__}:make_judge", weights=Path(out) / JUDGE)
+    return *SamplerSpec.read(out).load(), judge.load("judge")
 
 
 # ------------------------------------------------------------------------------------- generator
@@ -385,6 +309,11 @@ def _density_ratio_heads() -> tuple[nn.Module, nn.Module]:
     return _cnn(16, 1), _cnn(32, len(ATTRIBUTES))
 
 
+def make_classifier() -> DensityRatioClassifier:
+    """The classifiers, untrained, as the sampler takes them."""
+    return DensityRatioClassifier(nn.Identity(), *_density_ratio_heads(), None)
+
+
 def jitter(x: Tensor, turn: float = 0.2, scale: float = 0.12, shift: float = 0.25, noise: float = 0.1) -> Tensor:
     """Small random turns (radians), scalings, shifts (1 is half an image) and pixel noise.
 
@@ -441,7 +370,7 @@ def train_judge(
     class JudgeTraining(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.judge = _judge()
+            self.judge = make_judge()
 
         def configure_optimizers(self) -> tuple[list, list]:
             optimizer = torch.optim.AdamW(self.judge.parameters(), weight_decay=0.01)
@@ -465,7 +394,8 @@ def train_judge(
     return judge, accuracy
 
 
-def _judge() -> nn.Sequential:
+def make_judge() -> nn.Sequential:
+    """The judge, untrained."""
     return _cnn(16, len(DIGIT_ATTRIBUTES))
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch.nn import functional
 
 from .metrics import separation
 from .sampling import Diagnostics, JointClass, S2MResult
@@ -17,25 +19,67 @@ from .sampling import Diagnostics, JointClass, S2MResult
 # Colours of Okabe and Ito, which the colour-blind tell apart.
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"
 INK, GREY, LINE = "#222222", "#707070", "#E3E3E3"
+DPI = 120
 NAMED_CLASSES = 60
 """The largest number of classes for which each has a bar with its name."""
 
 
-def plot_samples(rows: Mapping[str, np.ndarray], path: str | Path, n_columns: int = 16) -> None:
-    """A row of images per name. Images are (n, 1 or 3, height, width), each row scaled alike from its range."""
-    figure, axes = _figure(
-        len(rows), n_columns, width=0.45 * n_columns + 1.2, height=0.5 * len(rows) + 0.1, squeeze=False
-    )
-    for row_axes, (name, images) in zip(axes, rows.items(), strict=True):
-        images = np.asarray(images)
-        low, high = (float(images.min()), float(images.max())) if len(images) else (0.0, 1.0)
-        for i, axis in enumerate(row_axes):
-            axis.set_axis_off()
-            if i < len(images):
-                picture = (images[i].transpose(1, 2, 0) - low) / max(high - low, 1e-12)
-                axis.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        row_axes[0].text(-0.3, 0.5, name, transform=row_axes[0].transAxes, ha="right", va="center", fontsize=11)
+def plot_samples(
+    rows: Mapping[str, np.ndarray],
+    path: str | Path,
+    n_columns: int = 16,
+    value_range: tuple[float, float] | None = None,
+) -> None:
+    """A row of images per name, written as a PNG.
+
+    Args:
+        rows: images (n, channels, height, width) by name, all of one shape, of which the first ``n_columns`` are
+            shown: three channels in colour, any other number as the mean of its channels.
+        path: where the PNG is written.
+        value_range: values that are black and white; by default those of each row's darkest and lightest pixel.
+    """
+    pictures = {name: as_pictures(np.asarray(images)[:n_columns], value_range) for name, images in rows.items()}
+    columns = max([1, *map(len, pictures.values())])
+    canvas = _contact_sheet(list(pictures.values()), columns)
+    longer = max(canvas.shape[0] / len(pictures), canvas.shape[1] / columns)
+    inches = max(0.5 / longer, 1 / DPI)  # of a pixel
+    figure, axis = _figure(1, 1, width=inches * canvas.shape[1], height=inches * canvas.shape[0])
+    axis.set_position([0, 0, 1, 1])
+    axis.set_axis_off()
+    edges = (0, 1, len(pictures), 0)
+    axis.imshow(canvas, extent=edges, aspect="auto", interpolation="antialiased")
+    for i, name in enumerate(pictures):
+        axis.annotate(
+            _plain(name), (0, i + 0.5), (-6, 0), textcoords="offset points", ha="right", va="center", fontsize=11
+        )
     _save(figure, path)
+
+
+def as_pictures(images: Any, value_range: tuple[float, float] | None = None, most: int = 128) -> np.ndarray:
+    """Images (n, channels, height, width) as RGB (n, height, width, 3) in [0, 1].
+
+    Args:
+        value_range: values that become 0 and 1; by default the smallest and the largest of all images.
+        most: pixels of the longer side; larger images are reduced to that.
+    """
+    x = torch.as_tensor(images).detach().cpu().float()
+    low, high = value_range or ((float(x.min()), float(x.max())) if len(x) else (0.0, 1.0))
+    x = (x if x.shape[1] == 3 else x.mean(dim=1, keepdim=True)).expand(-1, 3, -1, -1)
+    height, width = x.shape[2:]
+    if max(height, width) > most:
+        size = [max(1, round(side * most / max(height, width))) for side in (height, width)]
+        x = functional.interpolate(x, size, mode="area") if len(x) else x.new_empty(0, 3, *size)
+    return ((x - low) / max(high - low, 1e-12)).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+
+
+def _contact_sheet(rows: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """One picture of rows of pictures (n, height, width, 3), white between them and where a row has no more."""
+    height, width = rows[0].shape[1:3]
+    gap = max(1, round(max(height, width) / 24))
+    canvas = np.ones((len(rows), columns, height + gap, width + gap, 3), dtype=np.float32)
+    for i, row in enumerate(rows):
+        canvas[i, : len(row), :height, :width] = row
+    return canvas.transpose(0, 2, 1, 3, 4).reshape(len(rows) * (height + gap), columns * (width + gap), 3)
 
 
 def plot_diagnostics(diagnostics: Mapping[str, Diagnostics], path: str | Path) -> None:
@@ -74,7 +118,7 @@ def plot_adaptation(
     repeated adaptation. The last row is the result itself.
 
     Args:
-        result: images (1 or 3, height, width) of a run whose proposals were adapted.
+        result: images (channels, height, width) of a run whose proposals were adapted.
         name: says what a joint class is called in the picture.
 
     Raises:
@@ -92,17 +136,9 @@ def plot_adaptation(
     )
 
     place = np.arange(len(rows))
-    shape = np.asarray(rows[0][1].cpu()).shape[1:]
-    canvas = np.full((shape[0], len(rows) * (shape[1] + 1), n_columns * (shape[2] + 1)), np.nan)
-    for i, (_, images, _) in enumerate(rows):
-        images = images[:n_columns].cpu().float().numpy()
-        low, high = (float(images.min()), float(images.max())) if len(images) else (0.0, 1.0)
-        for j, image in enumerate(images):
-            top, left = i * (shape[1] + 1), j * (shape[2] + 1)
-            canvas[:, top : top + shape[1], left : left + shape[2]] = (image - low) / max(high - low, 1e-12)
-    colours = np.where(np.isnan(canvas), 1.0, canvas).transpose(1, 2, 0).squeeze()
+    canvas = _contact_sheet([as_pictures(images[:n_columns]) for _, images, _ in rows], n_columns)
     edges = (-0.5, n_columns - 0.5, len(rows) - 0.5, -0.5)
-    pictures.imshow(colours, cmap="gray", vmin=0, vmax=1, extent=edges, aspect="auto", interpolation="nearest")
+    pictures.imshow(canvas, extent=edges, aspect="auto", interpolation="antialiased")
     pictures.set_xticks([])
     pictures.set_yticks(place, [_plain(row[0]) for row in rows], fontsize=10, color=INK)
     pictures.tick_params(length=0)
@@ -500,4 +536,4 @@ def _figure(n_rows: int, n_columns: int, *, width: float, height: float, **optio
 
 
 def _save(figure, path: str | Path) -> None:
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    figure.savefig(path, dpi=DPI, bbox_inches="tight")

@@ -4,12 +4,13 @@ import json
 import warnings
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from spml_fast import cli, demo, sampling
+from spml_fast.data.digits import JOINT_CLASSES
+from spml_fast.sample_folder import SamplerSpec, min_max
 from spml_fast.sampling import adaptation
 
 pytestmark = pytest.mark.slow
@@ -45,7 +46,7 @@ def test_metrics(folder):
 
 
 def test_pictures_and_weights_are_written(folder):
-    for name in ("samples.png", "diagnostics.png", *demo.FILES):
+    for name in ("samples.png", "diagnostics.png", "generator.safetensors", "classifier.safetensors", demo.JUDGE):
         assert (folder / name).stat().st_size > 1000
 
 
@@ -54,12 +55,31 @@ def test_sample_again(folder, capsys):
     command = ["sample", str(folder), "--i", "A", "B", "--j", "C", "-n", "20", "--steps", "50", "--seed", "1"]
     assert cli.main(command) == 0
     assert "samples of A+B-C" in capsys.readouterr().out
-    drawn = np.load(folder / "samples_A+B-C.npz")
+    drawn = load_file(folder / "samples_A+B-C" / "samples.safetensors")
+    drawn = {name.removeprefix("A+B-C/"): tensor for name, tensor in drawn.items()}
     assert drawn["samples"].shape[1:] == (1, 8, 8)
     assert len(drawn["samples"]) == len(drawn["latents"]) == len(drawn["log_weights"])
-    G, _, _ = demo.load_demo(folder)
+    G, clf, _ = demo.load_demo(folder)
     with torch.no_grad():
-        torch.testing.assert_close(G(torch.from_numpy(drawn["latents"])), torch.from_numpy(drawn["samples"]))
+        torch.testing.assert_close(G(drawn["latents"]), drawn["samples"])
+    # Bit for bit what the demo's own sampler draws: nothing is lost on the way through sampler.json.
+    again = demo.demo_sampler(G, clf).sample([0, 1], [2], 20, 50, seed=1)
+    assert torch.equal(again.samples, drawn["samples"])
+    assert torch.equal(again.log_weights, drawn["log_weights"])
+
+
+def test_the_folder_tells_its_sampler(folder):
+    told = json.loads((folder / "sampler.json").read_text())
+    assert told["generator"]["callable"] == "spml_fast.demo:DigitGenerator"
+    assert told["classes"] == ["A", "B", "C"]
+    spec = SamplerSpec.read(folder)
+    for I, J in JOINT_CLASSES:
+        assert spec.value_range == (-1, 1)
+        values = min_max(spec.weight).values(sampling.JointClass(I, J))
+        assert values["temperature"] == demo.paper_temperature(I, J)
+        assert (values["gamma"], values["gamma_J"]) == (demo.GAMMA_I, demo.GAMMA_J)
+    with pytest.raises(ValueError, match="temperature is not known for joint classes of 4 attributes"):
+        min_max(spec.weight).values(sampling.JointClass(range(4)))
 
 
 @pytest.mark.filterwarnings("ignore::spml_fast.sampling.SamplingWarning")
@@ -73,19 +93,19 @@ def test_sample_again(folder, capsys):
     ],
 )
 def test_other_ways_to_sample(options, said, folder, tmp_path, capsys):
-    command = ["sample", str(folder), "--i", "A", "-n", "12", "--seed", "1", "--out", str(tmp_path / "a.png")]
+    command = ["sample", str(folder), "--i", "A", "-n", "12", "--seed", "1", "--out", str(tmp_path / "a")]
     assert cli.main([*command, *options]) == 0
     assert said in capsys.readouterr().out
-    n = len(np.load(tmp_path / "a.npz")["samples"])
+    n = len(load_file(tmp_path / "a" / "samples.safetensors")["A/samples"])
     assert n == 12 or (n < 12 and "rejection" in options)  # with classifiers trained so little, M is large
 
 
 def test_a_checkpoint_is_gone_on_from(folder, tmp_path, capsys):
     command = ["sample", str(folder), "--i", "A", "-n", "12", "--steps", "5", "--checkpoint", str(tmp_path / "c")]
     for name in ("first", "again"):  # without a seed: the file's
-        assert cli.main([*command, "--out", str(tmp_path / f"{name}.png")]) == 0
-    first, again = (np.load(tmp_path / f"{name}.npz") for name in ("first", "again"))
-    assert all(np.array_equal(first[name], again[name]) for name in first)
+        assert cli.main([*command, "--out", str(tmp_path / name)]) == 0
+    first, again = (load_file(tmp_path / name / "samples.safetensors") for name in ("first", "again"))
+    assert all(torch.equal(first[name], again[name]) for name in first)
     assert cli.main([*command, "--steps", "6"]) == 1
     assert "is of a run with n_steps=5, not 6" in capsys.readouterr().err
 
@@ -95,18 +115,21 @@ def test_the_way_to_adapted_proposals_is_drawn(folder, tmp_path, capsys, monkeyp
     monkeypatch.setattr(adaptation, "MIN_EXPECTED_HITS", 0)  # and however little classifiers so poor tell
     monkeypatch.setattr(sampling, "Mixture", partial(sampling.Mixture, n_chains=64, max_steps=20))
     command = ["sample", str(folder), "--i", "A", "B", "-n", "8", "--adapt", "--seed", "2"]
-    assert cli.main([*command, "--out", str(tmp_path / "ab.png")]) == 0
+    assert cli.main([*command, "--out", str(tmp_path / "ab")]) == 0
     assert "adapted to A+B with" in capsys.readouterr().out
-    assert (tmp_path / "ab_adaptation.png").stat().st_size > 3000
+    assert (tmp_path / "ab" / "adaptation_A+B.png").stat().st_size > 3000
 
 
 def test_bad_commands(folder, tmp_path, capsys):
     assert cli.main(["sample", str(folder), "--i", "D"]) == 1
-    assert "'D' is not an attribute of the digits; they are A, B, C" in capsys.readouterr().err
+    assert "'D' is not a class; they are A, B, C" in capsys.readouterr().err
     assert cli.main(["sample", str(folder), "--i", "A", "--j", "A"]) == 1
     assert "index 0 is in both" in capsys.readouterr().err
     assert cli.main(["sample", str(tmp_path), "--i", "A"]) == 1
-    assert "generator.safetensors" in capsys.readouterr().err
+    assert "sampler.json does not exist; `spml-fast demo` or" in capsys.readouterr().err
+    (tmp_path / "sampler.json").write_text((folder / "sampler.json").read_text())
+    assert cli.main(["sample", str(tmp_path), "--i", "A"]) == 1
+    assert "generator.safetensors do not exist" in capsys.readouterr().err
     save_file({"unrelated": torch.zeros(1)}, tmp_path / "generator.safetensors")
     assert cli.main(["sample", str(tmp_path), "--i", "A"]) == 1
-    assert "does not hold" in capsys.readouterr().err
+    assert "does not fit generator spml_fast.demo:DigitGenerator: of its tensors" in capsys.readouterr().err

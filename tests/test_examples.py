@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+
+from spml_fast import cli
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -71,6 +74,19 @@ def test_joint_classes_that_density_ratios_tell(example, capsys):
     six.check_assumption()
     printed = " ".join(capsys.readouterr().out.split())
     assert f"in {n} of them; in {even} they weigh" in printed
+
+
+def test_own_models(example, capsys):
+    """The commands that the example prints, as they are pasted, but for less of everything."""
+    example("own_models").main(["--steps", "60", "--out", "own models"])
+    printed = capsys.readouterr().out.replace("\\\n", "")
+    commands = [shlex.split(line)[1:] for line in printed.splitlines() if line.startswith("spml-fast ")]
+    assert [command[0] for command in commands] == ["ratio", "sample"]
+    for command, less in zip(commands, (["--epochs", "2"], ["--steps", "5"]), strict=True):
+        assert cli.main([*command, *less]) == 0
+    assert {path.name for path in Path("own models/samples").iterdir()} == {
+        "grid.png", "samples.safetensors", "diagnostics.json",
+    }  # fmt: skip
 
 
 # -------------------------------------------------------------------------- a pretrained generator

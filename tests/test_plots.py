@@ -83,6 +83,29 @@ def test_no_picture_of_no_adaptation(tmp_path):
         plots.plot_adaptation(replace(adapted(2), adaptation=None), tmp_path / "picture.png")
 
 
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 64, 48), (3, 300, 200), (4, 5, 9)])
+def test_samples(shape, drawn):
+    rng = np.random.default_rng(0)
+    rows = {name: rng.random((n, *shape)) for name, n in (("A+B", 20), ("a$b$", 3), ("none", 0))}
+    drawn(plots.plot_samples, rows)
+    drawn(plots.plot_samples, rows, n_columns=10, value_range=(-1, 1))
+
+
+def test_no_samples_at_all(tmp_path):
+    plots.plot_samples({"none": np.zeros((0, 3, 8, 8))}, tmp_path / "none.png")
+    assert (tmp_path / "none.png").exists()
+
+
+def test_pictures_in_a_range():
+    images = np.array([-3.0, -1, 0, 1, 2]).reshape(5, 1, 1, 1) * np.ones((1, 3, 2, 2))
+    images[2, 0] = 1
+    pictures = plots.as_pictures(images, (-1, 1))
+    assert pictures.shape == (5, 2, 2, 3)
+    assert pictures[:, 0, 0].tolist() == [[0] * 3, [0] * 3, [1, 0.5, 0.5], [1] * 3, [1] * 3]
+    assert plots.as_pictures(images)[[0, -1], 0, 0, 0].tolist() == [0, 1]
+    assert plots.as_pictures(np.zeros((2, 2, 300, 200))).shape == (2, 128, 85, 3)
+
+
 def epoch(number, phase="linear", **values):
     return {"phase": phase, "epoch": number, "train_loss": 1 / number, "validation_map": 0.5, **values}
 

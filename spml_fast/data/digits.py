@@ -8,7 +8,6 @@ The digit attributes: nine properties of all ten digits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -102,11 +101,3 @@ def digit_attributes(
 def joint_class_name(has: tuple[int, ...], has_not: tuple[int, ...] = ()) -> str:
     """The name of a joint class: ``"A+C-B"`` for (0, 2) and not (1,)."""
     return "+".join(ATTRIBUTES[i] for i in has) + "".join(f"-{ATTRIBUTES[j]}" for j in has_not)
-
-
-def attribute_indices(names: Sequence[str]) -> tuple[int, ...]:
-    """Class indices of attribute names; ``ValueError`` for a name that is none."""
-    for name in names:
-        if name not in ATTRIBUTES:
-            raise ValueError(f"{name!r} is not an attribute of the digits; they are {', '.join(ATTRIBUTES)}")
-    return tuple(ATTRIBUTES.index(name) for name in names)

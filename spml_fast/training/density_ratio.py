@@ -218,7 +218,7 @@ def train_density_ratio(
 
         sample = data[0][0][None]
         _check_generated(generate, sample, latent, device)
-        clf = _build(sample, heads, n_classes, conditional)
+        clf = build_classifier(sample, heads, n_classes, conditional)
         _check_augment(fit.augment, sample)
         module = _training_module(clf, generate, latent, fit, seed=seed, shared=heads.trunk is not None)
         finished = quiet_fit(
@@ -448,7 +448,7 @@ def _quality(head: str, logits: Tensor, targets: Tensor) -> tuple[float, float]:
 # ------------------------------------------------------------------------- modules and generator
 
 
-def _build(sample: Tensor, heads: Heads, n_classes: int, conditional: bool) -> DensityRatioClassifier:
+def build_classifier(sample: Tensor, heads: Heads, n_classes: int, conditional: bool) -> DensityRatioClassifier:
     """Copies of the modules given, with heads made where there is a trunk; shapes are checked."""
     if heads.trunk is not None:
         trunk = copy.deepcopy(heads.trunk).cpu()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+
+from .._loading import resolve
 
 HEADS = ("fc", "classifier", "head", "heads")
 """Names that torchvision's models have for their last layer, which a trunk does without."""
@@ -32,7 +33,8 @@ def make_trunk(spec: str | Mapping[str, Any]) -> nn.Module:
     Args:
         spec: a name, or a mapping with "name" and keyword arguments for it. Names are "small_cnn", those of
             torchvision's models ("resnet50", with ``weights: DEFAULT`` for pretrained ones), whose last layer is
-            taken off, and "package.module:function" for your own function that returns the module.
+            taken off, and "package.module:function" or "path/to/file.py:function" for your own function that
+            returns the module.
 
     Raises:
         ValueError: a name that is none of these.
@@ -44,12 +46,7 @@ def make_trunk(spec: str | Mapping[str, Any]) -> nn.Module:
     if name == "small_cnn":
         return small_cnn(**options)
     if ":" in name:
-        module, _, function = name.partition(":")
-        try:
-            make = getattr(importlib.import_module(module), function)
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
-            raise ValueError(f"trunk {name!r} cannot be imported: {error}") from error
-        return make(**options)
+        return resolve(name, "trunk")(**options)
     try:
         from torchvision.models import get_model, list_models
     except ModuleNotFoundError:
