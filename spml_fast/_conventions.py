@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -225,6 +225,18 @@ class Generator:
         if self.argument is not None and self.argument.by_keyword:
             return self.G(z, **{self.argument.name: given})
         return self.G(z, given)
+
+    def ways(self) -> Iterator[None]:
+        """Ways of calling G, the likeliest first: each step of the iterator sets the next, for whoever tries."""
+        yield
+        if self.conditional or not self.guessed:
+            return
+        before = self.argument, self.conditional
+        known = label_argument(self.G)
+        for argument in [known] if known is not None else optional_arguments(self.G):
+            self.argument, self.conditional = argument, True
+            yield
+        self.argument, self.conditional = before
 
     def check_label(self, label: int, output: ClassifierOutput) -> None:
         """``ValueError`` if clf's logits do not go with proposals of ``label``."""

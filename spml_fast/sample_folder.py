@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from ._checkpoint import write_atomically
+from ._conventions import Generator, images_of, latent_shape, parse_classifier_output
 from ._loading import ModelSpec, checked_device, one_line, portable, writable_folder
-from ._models import eval_mode, first_tensor, latent_shape, parse_classifier_output, takes_label
+from ._models import eval_mode, first_tensor, seeded
 from ._processes import is_first_process
 from .sampling import JointClass, MinMax, Run, S2MResult, S2MSampler
 
@@ -224,26 +225,41 @@ def probe(G: Callable[..., Tensor], z_dim: int | Sequence[int] | None, n: int = 
         raise ValueError(one_line(str(error).replace("z_dim=...", "--z-dim N"))) from error
     weight = first_tensor(G)
     device = torch.device("cpu") if weight is None else weight.device
-    dtype = torch.float64 if weight is not None and weight.dtype == torch.float64 else torch.float32
-    z = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    conditional = takes_label(G)
-    arguments = (z, torch.zeros(n, dtype=torch.int64, device=device)) if conditional else (z,)
+    z = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    z = z if weight is None else z.to(weight.dtype)
+    generator = Generator(G, None)
+
+    def made() -> Tensor:
+        labels = torch.zeros(n, dtype=torch.int64, device=device) if generator.conditional else None
+        return images_of(generator(z.clone(), labels), n).clone()
+
     with _trial(f"the generator failed for latents {tuple(z.shape)}", G):
-        x, again = G(*arguments), G(*arguments)
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or len(x) != n:
-        got = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"the generator must return floating-point x ({n}, ...) for {n} latents, got {got}")
+        failure: Exception | None = None
+        for _ in generator.ways():
+            try:
+                x = made()
+                break
+            except Exception as error:
+                failure = failure or error
+        else:
+            raise failure
+        again = made()
+    if not x.is_floating_point() or x.ndim < 2:
+        raise ValueError(
+            f"the generator must return floating-point x ({n}, ...) for {n} latents, got {x.dtype} "
+            f"{tuple(x.shape)}"
+        )
     if not x.isfinite().all():
         raise ValueError("the generator returned NaN or inf for latents of the standard normal")
-    return Probe(x, conditional, not torch.allclose(x, again, rtol=1e-3, atol=1e-3))
+    return Probe(x, bool(generator.conditional), not torch.allclose(x, again, rtol=1e-3, atol=1e-3))
 
 
 @contextlib.contextmanager
 def _trial(failure: str, model: object) -> Iterator[None]:
     """Tries a user's model, without gradients or traces in torch's generator; an exception becomes one line."""
     weight = first_tensor(model)
-    devices = [weight.device] if weight is not None and weight.is_cuda else []
-    with torch.random.fork_rng(devices), torch.no_grad(), eval_mode(model):
+    device = torch.device("cpu") if weight is None else weight.device
+    with seeded(0, device), torch.no_grad(), eval_mode(model):
         try:
             yield
         except Exception as error:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import _ops
-from .._conventions import ClassifierOutput, label_argument, optional_arguments
+from .._conventions import ClassifierOutput
 from .._models import called_in_training, eval_mode, seeded
 from .models import BatchedModels, Found, Models
 from .plan import Trace
@@ -133,29 +133,14 @@ class _Probe:
 
     def _first_x(self) -> tuple[Tensor, Trace]:
         """x of the latents, by the first way of calling G that works."""
-        try:
-            return self._generate(self.z)
-        except Exception as error:
-            with_label = self._with_label()
-            if with_label is not None:
-                return with_label
-            self._explain(error)
-            raise
-
-    def _with_label(self) -> tuple[Tensor, Trace] | None:
-        """x, if G wants a label that its signature lets one leave out."""
-        generator = self.generator
-        if generator.conditional or not generator.guessed:
-            return None
-        known = label_argument(generator.G)
-        for argument in [known] if known is not None else optional_arguments(generator.G):
-            before = generator.argument, generator.conditional
-            generator.argument, generator.conditional = argument, True
+        failure: Exception | None = None
+        for _ in self.generator.ways():
             try:
                 return self._generate(self.z)
-            except Exception:
-                generator.argument, generator.conditional = before
-        return None
+            except Exception as error:
+                failure = failure or error
+        self._explain(failure)
+        raise failure
 
     # --- what is said -----------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from .processes import EndedProcess, LostProcessError, Processes
 from .results import Diagnostics, S2MResult
 
 KEPT_BYTES = 2**26
-"""Memory for x of the chains' states and of a block of proposals: where it suffices, x is not made again at the end."""
+"""Memory for x of the chains' states, and of a block of proposals: where it suffices, no x is made again."""
 
 BLOCK_SECONDS = 1.0
 """A block of steps ends after about this long: then checkpoints are due and processes agree."""
@@ -185,11 +185,13 @@ class _PoolRun:
         self.proposal_state: Any = None
         self.deadline = self.shown = 0.0
         problem.stop = self._must_stop
-        self.block_rows = BLOCK_ROWS
-        x_bytes = max(1, problem.models.found.x_bytes)
-        if kernel.keeps_states and (1 + len(problem.joint_classes)) * problem.shard.n * x_bytes <= KEPT_BYTES:
+        n, x_bytes = problem.shard.largest, max(1, problem.models.found.x_bytes)
+        asked = problem.models.plan.block_steps
+        self.block_steps = asked or max(1, BLOCK_ROWS // n)
+        fit = KEPT_BYTES // (n * x_bytes)  # steps, or states
+        if kernel.keeps_states and fit > max(len(problem.joint_classes), asked or 0):
             problem.classified.keeps_x = True
-            self.block_rows = min(BLOCK_ROWS, KEPT_BYTES // x_bytes)
+            self.block_steps = min(self.block_steps, fit)
         if not isinstance(self.state, State):
             raise TypeError(f"{_name(kernel)}.init() must return a State, got {shown(self.state)}")
         self.kinds = self.state.kinds()
@@ -232,11 +234,10 @@ class _PoolRun:
 
     def _advance(self, to: int) -> None:
         """Runs the chains to step ``to``, or to Ctrl-C."""
-        checkpoint, rows = self.driver.checkpoint, self.shard.largest
-        block_steps = self.problem.models.models.plan.block_steps or max(1, self.block_rows // rows)
+        checkpoint = self.driver.checkpoint
         while self.done < to and not self.interrupted:
             self.deadline = time.monotonic() + BLOCK_SECONDS
-            offer = self._propose(min(block_steps, to - self.done))
+            offer = self._propose(min(self.block_steps, to - self.done))
             due = checkpoint is not None and checkpoint.due()
             stop, due, negative = self.processes.largest(
                 self._stop_vote(), due, 0 if offer is None else -offer.steps
