@@ -151,7 +151,7 @@ def label_argument(G: Model) -> LabelArgument | None:
     if following:
         return LabelArgument(following[0].name, following[0].kind is inspect.Parameter.KEYWORD_ONLY, True)
     for p in parameters[1:]:
-        if LABEL_NAME.fullmatch(p.name.lower()) and p.default in (None, inspect.Parameter.empty):
+        if LABEL_NAME.fullmatch(p.name.lower()) and p.default is None:
             return LabelArgument(p.name, p.kind is not inspect.Parameter.POSITIONAL_ONLY, False)
     return None
 
@@ -229,6 +229,10 @@ class Generator:
     def ways(self) -> Iterator[None]:
         """Ways of calling G, the likeliest first: each step of the iterator sets the next, for whoever tries."""
         yield
+        if self.conditional and self.c_dim:  # which may be something else than StyleGAN's
+            c_dim, self.c_dim = self.c_dim, None
+            yield
+            self.c_dim = c_dim
         if self.conditional or not self.guessed:
             return
         before = self.argument, self.conditional

@@ -115,8 +115,8 @@ _lock = threading.Lock()
 _in_use: dict[nn.Module, tuple[int, bool]] = {}
 """Modules in eval mode: by how many threads or calls, and the mode that each had before."""
 
-_reordered: dict[Tensor, tuple[int, Tensor]] = {}
-"""Weights in another memory format: by how many threads or calls, and the data that each had before."""
+_reordered: dict[Tensor, tuple[int, Tensor, int]] = {}
+"""Weights in another memory format: by how many threads or calls, the data before, and its version since."""
 
 
 @contextmanager
@@ -148,33 +148,41 @@ def channels_last(*models: object) -> Iterator[None]:
         tensor
         for root in modules_in(*models)
         for tensor in (*root.parameters(), *root.buffers())
-        if tensor.ndim == 4 and not tensor.is_inference()
+        if tensor.ndim == 4 and type(tensor) in (Tensor, nn.Parameter, nn.Buffer) and not tensor.is_inference()
     }
-    with _lock:
+    with _lock, torch.inference_mode(False):
         for tensor in tensors:
-            users, data = _reordered.get(tensor, (0, tensor.data))
-            _reordered[tensor] = users + 1, data
-            if not users:
+            if tensor in _reordered:
+                users, data, version = _reordered[tensor]
+                _reordered[tensor] = users + 1, data, version
+            else:
+                data = tensor.data
                 tensor.data = data.contiguous(memory_format=torch.channels_last)
+                _reordered[tensor] = 1, data, tensor._version
     try:
         yield
     finally:
         with _lock:
             for tensor in tensors:
-                users, data = _reordered.pop(tensor)
+                users, data, version = _reordered.pop(tensor)
                 if users > 1:
-                    _reordered[tensor] = users - 1, data
-                else:
-                    tensor.data = data
+                    _reordered[tensor] = users - 1, data, version
+                    continue
+                if tensor._version != version:  # somebody wrote to it meanwhile
+                    data.copy_(tensor.data)
+                tensor.data = data
 
 
 @contextmanager
 def called_in_training(found: list[str]) -> Iterator[None]:
-    """Collects the classes of modules that are called in training mode, which they leave for the meantime."""
+    """Collects the classes of modules that this thread calls in training mode, which they leave meanwhile."""
     left: list[nn.Module] = []
+    thread = threading.get_ident()
 
     def note(module: nn.Module, _: Any) -> None:
-        if getattr(module, "training", False) and not isinstance(module, torch.jit.ScriptModule):
+        if threading.get_ident() != thread or isinstance(module, torch.jit.ScriptModule):
+            return
+        if module.training:
             module.training = False
             left.append(module)
             found.append(type(module).__name__)

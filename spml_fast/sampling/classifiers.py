@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._conventions import by_name
+from .._models import first_tensor
 
 HEADS = ("D_r", "D_f", "D_v")
 
@@ -85,12 +86,17 @@ class Classifiers(nn.Module):
             function = self.functions.get(name)
             if function not in views:
                 views[function] = x if function is None else function(x.clone())
-            output = head(views[function].clone())  # it may work in place on what it is given
+            given = views[function].clone()  # the head may work in place on it
+            weight = first_tensor(head) if isinstance(head, nn.Module) else None
+            if weight is not None and given.is_floating_point():
+                given = given.to(weight.dtype)
+            output = head(given)
             logits = _logits_of(output, name, len(x))
             if name in self.probabilities:
                 logits = _logits_of_probabilities(logits, name)
             found.append(logits)
-        return found[0], found[1], found[2]
+        dtype = torch.promote_types(found[0].dtype, found[2].dtype)
+        return found[0].to(dtype), None if found[1] is None else found[1].to(dtype), found[2].to(dtype)
 
 
 def _logits_of(output: object, name: str, n_rows: int) -> Tensor:

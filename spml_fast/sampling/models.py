@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._conventions import ClassifierOutput, Generator, images_of, parse_classifier_output
-from .._models import Stopwatch, channels_last, eval_mode, first_tensor, modules_in
+from .._models import Stopwatch, channels_last, eval_mode, first_tensor, modules_in, unwrapped
+from .classifiers import Classifiers
 from .plan import FORMATS, Plan
 from .proposals import LatentPrior, Proposal
 
@@ -38,6 +38,7 @@ class Found:
         x_bytes: bytes of one x.
         n_classes: number of class logits.
         has_D_f: whether clf returns logits of D_f.
+        squashed: whether logits were told to be probabilities.
         fewest_rows: 2 where a model fails on a batch of one row, which is given twice then; otherwise 1.
     """
 
@@ -46,6 +47,7 @@ class Found:
     x_bytes: int = 0
     n_classes: int = 0
     has_D_f: bool = False
+    squashed: bool = False
     fewest_rows: int = 1
 
 
@@ -58,6 +60,7 @@ class Models:
     Attributes:
         generator: G under one convention.
         z_shape: shape of one latent.
+        z_dtype, x_dtype: dtypes that latents and x are brought to for G and clf; None: left as they are.
         stochastic: whether G draws noise of its own, so that x must be kept rather than made again.
         plan: the user's.
         prior: of latents, None for the standard normal.
@@ -79,17 +82,20 @@ class Models:
                 module.to(self.plan.device)
         of_G, of_clf = (first_tensor(model) for model in self.both)
         known = of_G if of_G is not None else of_clf
-        self.device = torch.device(self.plan.device or (known.device if known is not None else "cpu"))
-        for name, tensor in (("G", of_G), ("clf", of_clf)):
-            if tensor is not None and tensor.device != self.device:
-                raise ValueError(
-                    f"{name} is on {tensor.device}, the sampler works on {self.device}: move one of them, or pass "
-                    f"plan=Plan(device={str(self.device)!r}), which moves both"
-                )
+        self.device = torch.device(self.plan.device or "cpu") if known is None else known.device
+        if isinstance(self.clf, nn.Module) and of_clf is not None and of_clf.device != self.device:
+            raise ValueError(
+                f"clf is on {of_clf.device}, G on {self.device}: move one of them, or pass "
+                f"plan=Plan(device={str(self.device)!r}), which moves both"
+            )
         double = known is not None and known.dtype == torch.float64
         self.dtype = torch.float64 if double else torch.float32  # of the latents
-        self.z_dtype, self.x_dtype = (None if t is None else t.dtype for t in (of_G, of_clf))
-        self.lock = threading.Lock()  # of the probe
+        # A function knows best what its modules want; the probe tries theirs where it does not.
+        self.dtypes_inside = tuple(None if tensor is None else tensor.dtype for tensor in (of_G, of_clf))
+        self.z_dtype, self.x_dtype = (
+            dtype if isinstance(unwrapped(model), nn.Module) and not isinstance(model, Classifiers) else None
+            for model, dtype in zip(self.both, self.dtypes_inside, strict=True)
+        )
 
     @property
     def G(self) -> Callable[..., object]:  # noqa: N802
@@ -122,8 +128,8 @@ class BatchedModels:
     Attributes:
         batch_sizes: rows in a batch, of G and of clf.
         prior: what makes G's latents of the proposals', which are standard normal under it; None: the same.
-        largest: (3,) the largest size of a class logit that is its row's largest, the largest validity logit, and
-            the largest negative one, of all that clf returned.
+        largest: (3,) of all that clf returned, the largest size of a class logit that is its row's largest, the
+            largest validity logit, and the smallest, negated.
     """
 
     def __init__(self, models: Models, label: int | None, prior: LatentPrior | None, found: Found) -> None:
@@ -206,7 +212,8 @@ class BatchedModels:
         given = self._enough_rows(given)
         with self.classifier_time, self._autocast():
             output = self.models.clf(given)
-        return parse_classifier_output(output, len(given))
+        output = parse_classifier_output(output, len(given))
+        return ClassifierOutput(*(None if part is None else part.to(self.device) for part in output))
 
     def _note(self, output: ClassifierOutput) -> None:
         with torch.no_grad():

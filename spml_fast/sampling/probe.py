@@ -36,18 +36,17 @@ def probe(models: Models) -> Found:
             value of an argument does, which is named. Other errors of G and clf are raised as they are; a note
             says what they were given.
     """
-    with models.lock:
-        if models.found is not None:
-            return models.found
-        training: list[str] = []
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            seeded(SEED, models.device),
-            eval_mode(*models.both),
-            called_in_training(training),
-        ):
-            models.found = _Probe(models).run()
+    if models.found is not None:
+        return models.found
+    training: list[str] = []
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        seeded(SEED, models.device),
+        eval_mode(*models.both),
+        called_in_training(training),
+    ):
+        models.found = _Probe(models).run()
     if training:
         warn(
             f"modules that G or clf calls were in training mode ({', '.join(dict.fromkeys(training))}), in which "
@@ -79,7 +78,7 @@ class _Probe:
     def run(self) -> Found:
         x, trace_G = self._first_x()
         self.found = replace(self.found, x_shape=tuple(x.shape[1:]), x_bytes=x[0].numel() * x.element_size())
-        output, trace_clf = self._classify(x)
+        output, trace_clf = self._first_output(x)
         if self.generator.conditional is None:
             # G runs with and without a label. It takes the logits of D_f to use one.
             self.generator.conditional = output.fake_class_logits is not None
@@ -120,7 +119,7 @@ class _Probe:
         with trace:
             output = run.call_clf(x)
         if len(x) > 1:
-            _warn_of_probabilities(output, trace)
+            self.found = replace(self.found, squashed=_warn_of_probabilities(output, trace))
         return ClassifierOutput(*(None if part is None else part.clone() for part in output)), trace
 
     def _one_row(self, call: Callable[[], tuple[T, Trace]]) -> tuple[T, Trace] | tuple[None, None]:
@@ -134,13 +133,29 @@ class _Probe:
     def _first_x(self) -> tuple[Tensor, Trace]:
         """x of the latents, by the first way of calling G that works."""
         failure: Exception | None = None
-        for _ in self.generator.ways():
-            try:
-                return self._generate(self.z)
-            except Exception as error:
-                failure = failure or error
+        for dtype in dict.fromkeys((self.models.z_dtype, self.models.dtypes_inside[0])):
+            self.models.z_dtype = dtype
+            for _ in self.generator.ways():
+                try:
+                    return self._generate(self.z)
+                except Exception as error:
+                    failure = failure or error
         self._explain(failure)
         raise failure
+
+    def _first_output(self, x: Tensor) -> tuple[ClassifierOutput, Trace]:
+        """The logits of x; where clf, a function, fails on it as it is, of x in the dtype of its modules."""
+        try:
+            return self._classify(x)
+        except Exception as error:
+            if self.models.x_dtype != self.models.dtypes_inside[1]:
+                before, self.models.x_dtype = self.models.x_dtype, self.models.dtypes_inside[1]
+                try:
+                    return self._classify(x)
+                except Exception:
+                    self.models.x_dtype = before
+            error.add_note(f"spml_fast called clf with x {tuple(x.shape)} {x.dtype} on {x.device}")
+            raise
 
     # --- what is said -----------------------------------------------------------------------------
 
@@ -193,8 +208,9 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=0, atol=max(0.02 * size, 1e-6), equal_nan=True)
 
 
-def _warn_of_probabilities(output: ClassifierOutput, trace: Trace) -> None:
-    """Warns where logits are probabilities: by the operation that made them, or by their look."""
+def _warn_of_probabilities(output: ClassifierOutput, trace: Trace) -> bool:
+    """Warns where logits are probabilities: by the operation that made them, or by their look; whether it did."""
+    warned = False
     rows = output.class_logits.double()
     sums_to_one = rows.shape[1] > 1 and bool((rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-3).all())
     for name, head, part in zip(output._fields, ("D_r", "D_f", "D_v"), output, strict=True):
@@ -204,7 +220,9 @@ def _warn_of_probabilities(output: ClassifierOutput, trace: Trace) -> None:
         if maker is None and name == "class_logits" and sums_to_one:
             maker = "rows that are not negative and sum to 1"
         if maker is not None:
+            warned = True
             warn(
                 f"clf's {name} is {maker}: probabilities, which will be read as logits. Return logits, or say so: "
                 f"spml_fast.Classifiers(..., probabilities=[{head!r}])"
             )
+    return warned

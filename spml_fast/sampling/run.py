@@ -26,8 +26,8 @@ from .models import BLOCK_ROWS
 from .processes import EndedProcess, LostProcessError, Processes
 from .results import Diagnostics, S2MResult
 
-KEPT_BYTES = 2**26
-"""Memory for x of the chains' states, and of a block of proposals: where it suffices, no x is made again."""
+KEPT_BYTES = 2**22
+"""Memory for the x of the states of a target's chains: where it suffices they are kept, and none is made again."""
 
 BLOCK_SECONDS = 1.0
 """A block of steps ends after about this long: then checkpoints are due and processes agree."""
@@ -185,13 +185,12 @@ class _PoolRun:
         self.proposal_state: Any = None
         self.deadline = self.shown = 0.0
         problem.stop = self._must_stop
-        n, x_bytes = problem.shard.largest, max(1, problem.models.found.x_bytes)
-        asked = problem.models.plan.block_steps
-        self.block_steps = asked or max(1, BLOCK_ROWS // n)
-        fit = KEPT_BYTES // (n * x_bytes)  # steps, or states
-        if kernel.keeps_states and fit > max(len(problem.joint_classes), asked or 0):
+        self.block_steps = problem.models.models.plan.block_steps or max(1, BLOCK_ROWS // self.shard.largest)
+        # Of all processes, and without the targets: what is done for one is done for several, bit for bit.
+        states = self.shard.n_chains * max(1, problem.models.found.x_bytes)
+        if kernel.keeps_states and states <= KEPT_BYTES:
             problem.classified.keeps_x = True
-            self.block_steps = min(self.block_steps, fit)
+            self.block_steps = min(self.block_steps, 16 * KEPT_BYTES // states)
         if not isinstance(self.state, State):
             raise TypeError(f"{_name(kernel)}.init() must return a State, got {shown(self.state)}")
         self.kinds = self.state.kinds()

@@ -30,7 +30,7 @@ from .checkpoint import identity, opened, outputs_of
 from .fingerprints import of_model
 from .kernels import IMH, METHODS, Kernel, Problem
 from .length import MAX_STEPS, Schedule, bound_steps
-from .models import Models
+from .models import BatchedModels, Models
 from .plan import Plan
 from .probe import probe
 from .processes import Shard, processes_of
@@ -474,6 +474,8 @@ class S2MSampler:
                 if not results:
                     raise KeyboardInterrupt from None
                 break
+            if number == 0 and driver.processes.rank == 0:
+                _warn_of_unit_logits(problem.models, call.n_chains * found[0].diagnostics.n_steps)
             for t, result in zip(members, found, strict=True):
                 results[t] = result if path is None else replace(result, adaptation=paths[path])
             if found[0].diagnostics.interrupted:
@@ -812,6 +814,22 @@ def _warn_of(result: S2MResult, call: Call) -> None:
                 f"the distance to the target is {bound:.2g}, not tol={kernel.tol:g} (M = {ratio:.0f}). "
                 f"n_steps={bound_steps(ratio, kernel.tol)} would bring it there"
             )
+
+
+MANY = 64
+"""Proposals whose validity logits all lie between 0 and 1, from which on they are taken for probabilities."""
+
+
+def _warn_of_unit_logits(models: BatchedModels, n: int) -> None:
+    """Warns where validity logits look like probabilities, if the probe could not tell from how they are made."""
+    if models.largest is None or models.found.squashed or n < MANY:
+        return
+    _, highest, negated = models.largest.tolist()
+    if 0 <= -negated < highest <= 1:
+        warn(
+            f"all validity logits lie between {-negated:.3g} and {highest:.3g}: they seem to be probabilities, and were "
+            "read as logits. Return logits, or say so: spml_fast.Classifiers(..., probabilities=['D_v'])"
+        )
 
 
 FAR = 0.1

@@ -24,6 +24,7 @@ from toys import (
 )
 
 from spml_fast import Classifiers, JointClass, MinMax, Mixture, Plan, S2MSampler, TruncatedNormal
+from spml_fast._models import channels_last
 from spml_fast.sampling import SamplingWarning, s2m_log_weight
 
 SIZES = [(1, 65), (5, 13), (64, 1)]
@@ -344,6 +345,15 @@ def test_probabilities_are_warned_of(clf, said):
         S2MSampler(RowwiseGenerator(), lambda x: clf(*classifier(x))).describe()
 
 
+def test_probabilities_of_a_model_that_cannot_be_watched_are_warned_of():
+    class Squashed(nn.Module):
+        def forward(self, x):
+            return x, torch.sigmoid(x[:, 0])
+
+    with pytest.warns(SamplingWarning, match="all validity logits lie between 0.* and 0.9"):
+        S2MSampler(RowwiseGenerator(), torch.jit.script(Squashed())).sample(0, (), 20, 40, seed=0)
+
+
 def test_logits_are_not_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -621,6 +631,24 @@ class LinearClassifier(nn.Module):
         return out[:, :3], out[:, 3]
 
 
+def test_functions_say_themselves_what_their_modules_want():
+    G, clf = seeded(lambda: Half(torch.bfloat16)), seeded(lambda: LinearClassifier(torch.float64))
+    expected = draw(G, clf, 20, 5)
+    for make_G, make_clf in (
+        (lambda z: G(z), lambda x: clf(x)),
+        (lambda z: G(z.bfloat16()), lambda x: clf(x.double())),
+    ):
+        assert_same(draw(make_G, make_clf, 20, 5, z_dim=4), expected)
+
+
+def test_separate_classifiers_of_several_dtypes():
+    halves = [seeded(lambda: nn.Linear(3, 1)), seeded(lambda: nn.Linear(3, 4, dtype=torch.bfloat16))]
+    clf = Classifiers(D_v=halves[0], D_r=halves[1])
+    class_logits, _, validity = clf(torch.randn(5, 3))
+    assert class_logits.dtype == validity.dtype == torch.float32
+    assert draw(RowwiseGenerator(), clf).log_weights.dtype == torch.float32
+
+
 @pytest.mark.parametrize("of_clf", [torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("of_G", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_models_of_any_dtype_go_together(of_G, of_clf):
@@ -657,7 +685,7 @@ def test_an_enclosing_autocast_reaches_the_models_and_nothing_else():
 
 def test_a_classifier_elsewhere_is_an_error_before_anything_is_drawn():
     G, clf = Half(torch.float32), LinearClassifier(torch.float32).to("meta")
-    with pytest.raises(ValueError, match=r"clf is on meta, the sampler works on cpu.*plan=Plan\(device='cpu'\)"):
+    with pytest.raises(ValueError, match=r"clf is on meta, G on cpu.*plan=Plan\(device='cpu'\)"):
         S2MSampler(G, clf)
 
 
@@ -891,6 +919,23 @@ def test_the_plan_comes_from_one_forward_pass():
     assert double.diagnostics.plan.memory_format == ("contiguous", "contiguous")
 
 
+def test_what_is_written_to_a_weight_while_it_is_borrowed_stays():
+    conv = nn.Conv2d(3, 4, 3)
+    before = conv.weight.detach().clone()
+    with channels_last(conv), torch.no_grad():
+        assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+        conv.weight.add_(1)
+    assert conv.weight.is_contiguous()
+    assert torch.equal(conv.weight, before + 1)
+
+
+def test_models_and_samplers_can_be_copied():
+    G, clf = convolutional()
+    sampler = S2MSampler(G, clf, z_dim=(8, 1, 1))
+    sampler.describe()
+    assert copy.deepcopy(sampler).describe() == sampler.describe()
+
+
 def test_modules_come_back_in_their_own_memory_format():
     G, clf = convolutional()
     G[2].weight.data = G[2].weight.data.contiguous(memory_format=torch.channels_last)
@@ -964,8 +1009,9 @@ def test_out_of_memory_halves_batches_and_loses_nothing(at):
     G = Small(RowwiseGenerator(), 10 if at != "clf" else 10**6)
     clf = Small(RowwiseClassifier(), 10 if at == "clf" else 10**6)
     sampler = S2MSampler(G, clf, z_dim=4)
-    result = sampler.sample(0, 1, 100, 20, seed=0)
-    assert_same(result, S2MSampler(RowwiseGenerator(), RowwiseClassifier()).sample(0, 1, 100, 20, seed=0))
+    call = dict(n_samples=100, n_steps=20, seed=0, method="resample" if at == "decoding" else "imh")
+    result = sampler.sample(0, 1, **call)
+    assert_same(result, S2MSampler(RowwiseGenerator(), RowwiseClassifier()).sample(0, 1, **call))
     assert max(result.diagnostics.plan.batch_size) <= 10
     with pytest.raises(torch.OutOfMemoryError):
         S2MSampler(G, clf, z_dim=4, plan=Plan(batch_size=64)).sample(0, 1, 100, 20, seed=0)
