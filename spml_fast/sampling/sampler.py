@@ -827,8 +827,8 @@ def _warn_of_unit_logits(models: BatchedModels, n: int) -> None:
     _, highest, negated = models.largest.tolist()
     if 0 <= -negated < highest <= 1:
         warn(
-            f"all validity logits lie between {-negated:.3g} and {highest:.3g}: they seem to be probabilities, and "
-            "were read as logits. Return logits, or say so: spml_fast.Classifiers(..., probabilities=['D_v'])"
+            f"all validity logits lie between {-negated:.3g} and {highest:.3g}: they seem to be probabilities, "
+            "and were read as logits. Return logits, or say so: spml_fast.Classifiers(..., probabilities=['D_v'])"
         )
 
 
