@@ -118,7 +118,8 @@ class Models:
 
     def given(self, label: int | None, proposal: Proposal | None = None) -> BatchedModels:
         """The models with G given ``label`` (None: unconditional), for the latents of ``proposal``."""
-        places = proposal is None or proposal.normal_coordinates
+        normal = proposal is None or proposal.normal_coordinates
+        places = normal and self.prior is not None and self.prior.from_normals
         return BatchedModels(self, label, self.prior if places else None, self.found)
 
 

@@ -34,7 +34,8 @@ def tune(models: Models, progress: bool) -> Plan:
     dim = torch.Size(models.z_shape).numel()
     z = _ops.philox_normal(rows, torch.zeros_like(rows), 0, dim, dtype=models.dtype).view(-1, *models.z_shape)
     with torch.no_grad():
-        x = models.given(0 if models.conditional else None).generate(z).clone()
+        run = models.given(0 if models.conditional else None)
+        z, x = run.latents(z), run.generate(z).clone()
         for part in range(2):
             tried = [
                 (size, memory_format)
@@ -63,7 +64,7 @@ def _seconds_a_row(models: Models, part: int, way: tuple[int, str], rows: Tensor
     size, memory_format = way
     found = models.found
     plan = replace(found.plan, batch_size=size, memory_format=memory_format)
-    run = BatchedModels(models, 0 if models.conditional else None, models.prior, replace(found, plan=plan))
+    run = BatchedModels(models, 0 if models.conditional else None, None, replace(found, plan=plan))
     call: Callable[[Tensor], object] = run.generate if part == 0 else run.call_clf
     batch = rows[:size]
     with channels_last(models.both[part]) if memory_format == "channels_last" else nullcontext():

@@ -23,7 +23,7 @@ from toys import (
     true_joint_class,
 )
 
-from spml_fast import Classifiers, JointClass, MinMax, Mixture, Plan, S2MSampler, TruncatedNormal
+from spml_fast import Classifiers, JointClass, MinMax, Mixture, Plan, Run, S2MSampler, TruncatedNormal
 from spml_fast._models import channels_last
 from spml_fast.sampling import SamplingWarning, s2m_log_weight
 
@@ -597,6 +597,18 @@ def test_the_users_own_latents_stay_as_they_are():
     assert torch.equal(DiscreteGenerator()(result.latents), result.samples)
 
 
+@pytest.mark.parametrize("method", ["imh", "resample"])
+def test_latents_that_a_function_drew_are_kept_as_they_were_drawn(method):
+    G, clf = buffered_models("in place")
+
+    def normal(n, generator):
+        return torch.randn(n, 3, generator=generator, dtype=torch.float64)
+
+    result = S2MSampler(G, clf).sample(0, 1, 60, 20, proposal=normal, method=method, seed=0)
+    assert torch.equal(DiscreteGenerator()(result.latents), result.samples)
+    assert result.latents.std() > 0.5
+
+
 def test_a_stochastic_generator_whose_x_is_spoiled():
     class Noisy(RowwiseGenerator):
         def forward(self, z):
@@ -770,6 +782,22 @@ def test_draws_of_a_prior_depend_on_seed_chain_and_step_alone():
     few = S2MSampler(FirstLatent(), of_first, prior=PRIORS["uniform"], plan=Plan(batch_size=3))
     sampler = S2MSampler(FirstLatent(), of_first, prior=PRIORS["uniform"])
     assert_same(few.sample(0, (), 30, 20, seed=4), sampler.sample(0, (), 30, 20, seed=4))
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_checkpoint_and_a_plan_of_a_prior(tmp_path, name):
+    def make(prior=PRIORS[name]):
+        return S2MSampler(
+            FirstLatent(), of_first, prior=prior, plan=Plan(batch_size=16, memory_format="contiguous")
+        )
+
+    expected = make().sample(0, (), 20, 30, seed=1)
+    run = Run(tmp_path / "run")
+    for _ in range(2):
+        assert_same(make().sample(0, (), 20, 30, seed=1, run=run), expected)
+    with pytest.raises(ValueError, match="is of a run with prior="):
+        make(torch.distributions.Uniform(-2.0, 2.0)).sample(0, (), 20, 30, seed=1, run=run)
+    assert make().tune() == make().models.plan
 
 
 def test_truncated_normals():
