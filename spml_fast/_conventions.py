@@ -66,8 +66,8 @@ def parse_classifier_output(output: object, n_rows: int) -> ClassifierOutput:
             "(class_logits, fake_class_logits or None, validity_logit), or a dict with those names; modules of "
             "their own for D_v and D_r are joined by spml_fast.Classifiers"
         )
-    class_logits = _rows(_floating(parts[0], "class_logits"), n_rows)
-    fake = None if parts[1] is None else _rows(_floating(parts[1], "fake_class_logits"), n_rows)
+    class_logits = as_rows(_floating(parts[0], "class_logits"), n_rows)
+    fake = None if parts[1] is None else as_rows(_floating(parts[1], "fake_class_logits"), n_rows)
     validity = _floating(parts[2], "validity_logit")
     if class_logits.ndim != 2 or class_logits.shape[0] != n_rows or class_logits.shape[1] < 1:
         raise ValueError(f"clf: class_logits must have shape ({n_rows}, classes), got {tuple(class_logits.shape)}")
@@ -97,7 +97,7 @@ def by_name(output: object) -> dict[str, Any] | None:
     return None
 
 
-def _rows(logits: Tensor, n_rows: int) -> Tensor:
+def as_rows(logits: Tensor, n_rows: int) -> Tensor:
     """Logits as (B, N), where dimensions of size one follow or a single row was squeezed away."""
     if n_rows == 1 and logits.ndim == 1:
         return logits[None]

@@ -21,7 +21,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from .._checks import renamed
-from .._conventions import Generator, images_of, latent_shape
+from .._conventions import Generator, as_rows, images_of, latent_shape
 from .._models import eval_mode, first_tensor, modules_in, seeded
 from ..sampling.proposals import LatentPrior
 from .options import DensityRatioFit, Heads, check_kind
@@ -50,9 +50,9 @@ class DensityRatioClassifier(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """``x`` (B, *x_shape) -> class logits (B, L), fake-class logits (B, L) or None, v (B,)."""
         features = self.trunk(x)
-        fake = None if self.D_f is None else self.D_f(features) / self.temperature_f
+        fake = None if self.D_f is None else as_rows(self.D_f(features), len(x)) / self.temperature_f
         validity = self.D_v(features).flatten() / self.temperature_v
-        return self.D_r(features) / self.temperature_r, fake, validity
+        return as_rows(self.D_r(features), len(x)) / self.temperature_r, fake, validity
 
 
 @dataclass(frozen=True)
@@ -361,10 +361,10 @@ def _logits_and_targets(
     real = torch.arange(2 * n, device=labels.device) < n
     logits = {
         "D_v": (clf.D_v(features).flatten(), real),
-        "D_r": (clf.D_r(features[:n]), labels),
+        "D_r": (as_rows(clf.D_r(features[:n]), n), labels),
     }
     if clf.D_f is not None:
-        logits["D_f"] = (clf.D_f(features[n:]), labels)
+        logits["D_f"] = (as_rows(clf.D_f(features[n:]), n), labels)
     return logits
 
 
@@ -449,28 +449,34 @@ def _quality(head: str, logits: Tensor, targets: Tensor) -> tuple[float, float]:
 
 
 def build_classifier(sample: Tensor, heads: Heads, n_classes: int, conditional: bool) -> DensityRatioClassifier:
-    """Copies of the modules given, with heads made where there is a trunk; shapes are checked."""
+    """Copies of the modules given, with heads made where there is a trunk; shapes are checked.
+
+    Args:
+        sample: one instance, (1, *x_shape).
+    """
+    sample = sample.repeat(2, *[1] * (sample.ndim - 1))  # a single row may be squeezed away
     if heads.trunk is not None:
         trunk = copy.deepcopy(heads.trunk).cpu()
         features = _probe("trunk", trunk, sample)
         if features.ndim != 2:
-            raise ValueError(f"trunk must map x to (B, F), got {tuple(features.shape)} for B = 1")
+            raise ValueError(f"trunk must map x to (B, F), got {tuple(features.shape)} for B = 2")
         width = features.shape[1]
         D_v, D_r = nn.Linear(width, 1), nn.Linear(width, n_classes)
         D_f = nn.Linear(width, n_classes) if conditional else None
         return DensityRatioClassifier(trunk, D_v, D_r, D_f)
     if conditional and heads.D_f is None:
         raise ValueError("G is class-conditional, G(z, label): D_f missing (x -> logits (B, L))")
-    expected = {"D_v": [(1,), (1, 1)], "D_r": [(1, n_classes)], "D_f": [(1, n_classes)]}
     copies = {}
-    for name in expected:
+    for name in ("D_v", "D_r", "D_f"):
         module = getattr(heads, name)
         copies[name] = None if module is None else copy.deepcopy(module).cpu()
         if module is not None:
-            shape = tuple(_probe(name, copies[name], sample).shape)
-            if shape not in expected[name]:
-                wanted = " or ".join(map(str, expected[name]))
-                raise ValueError(f"{name} must map x to {wanted} for B = 1, got {shape}")
+            out = _probe(name, copies[name], sample)
+            wanted, fits = f"(2, {n_classes})", as_rows(out, 2).shape == (2, n_classes)
+            if name == "D_v":
+                wanted, fits = "(2,) or (2, 1)", out.numel() == 2
+            if not fits:
+                raise ValueError(f"{name} must map x to {wanted} for B = 2, got {tuple(out.shape)}")
     return DensityRatioClassifier(nn.Identity(), **copies)
 
 

@@ -327,8 +327,8 @@ def with_nan():
         ({"D_v": mlp(1)}, r"\['D_r'\] missing"),
         ({"seed": 1}, r"\['D_v', 'D_r'\] missing"),
         ({"trunk": nn.Linear(2, 4), "D_v": mlp(1)}, "either trunk or"),
-        ({"D_v": mlp(2), "D_r": mlp(2)}, r"D_v must map x to \(1,\) or \(1, 1\).*got \(1, 2\)"),
-        ({"D_v": mlp(1), "D_r": mlp(3)}, r"D_r must map x to \(1, 2\).*got \(1, 3\)"),
+        ({"D_v": mlp(2), "D_r": mlp(2)}, r"D_v must map x to \(2,\) or \(2, 1\).*got \(2, 2\)"),
+        ({"D_v": mlp(1), "D_r": mlp(3)}, r"D_r must map x to \(2, 2\).*got \(2, 3\)"),
         ({"trunk": nn.Unflatten(1, (2, 1))}, r"trunk must map x to \(B, F\)"),
         ({"G": lambda z: z}, "pass z_dim"),
         ({"z_dim": 0, "trunk": nn.Linear(2, 4)}, "z_dim must be a positive int.*got 0"),
@@ -499,6 +499,24 @@ def test_latents_of_a_prior():
         assert bool(given.support.check(torch.cat(seen)).all())
     with pytest.raises(TypeError, match=r"prior must be a torch.distributions.Distribution"):
         train(generate, *gaussians(200), D_v=mlp(1), D_r=mlp(2), z_dim=2, fit=dict(prior="uniform"))
+
+
+class Squeezed(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).squeeze()
+
+
+def test_heads_that_squeeze_a_single_row():
+    """205 instances, a fifth held out, in batches of 40: the last holds one row."""
+    x, labels = gaussians(205)
+    torch.manual_seed(0)
+    heads = dict(D_v=mlp(1), D_r=mlp(2))
+    expected = train(Gaussian(), x, labels, **heads, fit=dict(batch_size=40)).clf.state_dict()
+    squeezed = {name: Squeezed(*head) for name, head in heads.items()}
+    clf = train(Gaussian(), x, labels, **squeezed, fit=dict(batch_size=40)).clf
+    for name, tensor in expected.items():
+        assert torch.equal(clf.state_dict()[name], tensor), name
+    assert [part.shape for part in clf(x[:1]) if part is not None] == [(1, 2), (1,)]
 
 
 def frozen(module, how):
