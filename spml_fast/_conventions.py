@@ -242,6 +242,11 @@ class Generator:
             yield
         self.argument, self.conditional = before
 
+    def check_c_dim(self, label: int | None) -> None:
+        """``ValueError`` for a label that is beyond the one-hot labels that G takes."""
+        if label is not None and self.c_dim is not None and label >= self.c_dim:
+            raise ValueError(f"proposal_class {label} is out of range: G.c_dim is {self.c_dim}")
+
     def check_label(self, label: int, output: ClassifierOutput) -> None:
         """``ValueError`` if clf's logits do not go with proposals of ``label``."""
         if output.fake_class_logits is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 import types
@@ -10,11 +11,18 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 SEARCH_DEPTH = 5
 """Functions in functions, objects in objects, that are looked into for modules."""
+
+
+MOST_ITEMS = 1000
+"""Items of a list or a dict that are looked into."""
+
+NOT_LOOKED_INTO = (type, types.ModuleType, Tensor, np.ndarray, str, bytes, int, float, complex, type(None))
 
 
 def unwrapped(model: Any) -> Any:
@@ -40,12 +48,11 @@ def modules_in(*models: object) -> list[nn.Module]:
     seen: set[int] = set()
 
     def visit(value: Any, depth: int) -> None:
-        if id(value) in seen or depth > SEARCH_DEPTH or isinstance(value, (type, types.ModuleType, Tensor)):
+        if isinstance(value, NOT_LOOKED_INTO) or id(value) in seen or depth > SEARCH_DEPTH:
             return
         seen.add(id(value))
         if isinstance(value, nn.Module):
             found[id(value)] = value
-            return
         for part in _inside(value):
             visit(part, depth + 1)
 
@@ -55,11 +62,16 @@ def modules_in(*models: object) -> list[nn.Module]:
 
 
 def _inside(value: Any) -> list[Any]:
-    """What a value that is no module may hold modules in."""
+    """What a value may hold modules in, beside those that a module knows of itself."""
+    if isinstance(value, torch.jit.ScriptModule):
+        return []
+    if isinstance(value, nn.Module):
+        own = (part for module in value.modules() for name, part in vars(module).items() if name[:1] != "_")
+        return [part for part in own if not isinstance(part, nn.Module)]
     if isinstance(value, (list, tuple, set, frozenset)):
-        return list(value)
+        return list(itertools.islice(value, MOST_ITEMS))
     if isinstance(value, Mapping):
-        return list(value.values())
+        return list(itertools.islice(value.values(), MOST_ITEMS))
     if isinstance(value, partial):
         return [value.func, *value.args, *value.keywords.values()]
     if isinstance(value, types.MethodType):
@@ -98,16 +110,26 @@ def first_tensor(*models: object) -> Tensor | None:
     return None
 
 
+DRAWING = threading.RLock()
+"""Held while torch's global generator is drawn from or set back, or two threads could get the same numbers."""
+
+
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seeds torch's generators of the CPU and of ``device``, and gives them their states back; no others."""
     cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if cuda else []):
+    with DRAWING, torch.random.fork_rng([device] if cuda else []):
         torch.default_generator.manual_seed(seed)
         if cuda:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def dtypes_in(model: object) -> list[torch.dtype]:
+    """The floating-point dtypes of the modules that a model consists of, the likeliest first."""
+    tensors = (first_tensor(module) for module in modules_in(model))
+    return list(dict.fromkeys(tensor.dtype for tensor in tensors if tensor is not None))
 
 
 _lock = threading.Lock()

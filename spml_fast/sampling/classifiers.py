@@ -32,9 +32,10 @@ class Classifiers(nn.Module):
         D_r: x -> logits (B, N) of the classes of real instances.
         D_f: x -> logits (B, N) of the classes of generated ones, for class-conditional proposals.
         preprocess: a function of x for all of them, or a mapping from "D_v", "D_r" or "D_f" to one for each.
-        probabilities: names of those that return probabilities, since they end in a sigmoid or a softmax. They are
-            turned into logits. Of a sigmoid that is 1, no more is known than that its logit is at least 16 (in
-            float32): a module without its last layer is better where it can be had.
+        probabilities: names of those that return probabilities: a D_v that ends in a sigmoid, a D_r or D_f that
+            ends
+            in a softmax. They are turned into logits. Of a sigmoid that is 1, no more is known than that its logit
+            is at least 16 (in float32): a module without its last layer is better where it can be had.
 
     Each may return a tensor, a tuple that begins with it, or a mapping or dataclass with ``logits``.
 
@@ -76,7 +77,7 @@ class Classifiers(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
         """``x`` (B, *x_shape) -> class logits (B, N), logits of D_f (B, N) or None, validity logit (B,)."""
-        views: dict[Any, Tensor] = {}
+        views: dict[int, Tensor] = {}
         found: list[Tensor | None] = []
         for name in HEADS:
             head = getattr(self, name)
@@ -84,9 +85,9 @@ class Classifiers(nn.Module):
                 found.append(None)
                 continue
             function = self.functions.get(name)
-            if function not in views:
-                views[function] = x if function is None else function(x.clone())
-            given = views[function].clone()  # the head may work in place on it
+            if id(function) not in views:
+                views[id(function)] = x if function is None else function(x.clone())
+            given = views[id(function)].clone()  # the head may work in place on it
             weight = first_tensor(head) if isinstance(head, nn.Module) else None
             if weight is not None and given.is_floating_point():
                 given = given.to(weight.dtype)
@@ -123,6 +124,12 @@ def _logits_of_probabilities(given: Tensor, name: str) -> Tensor:
         low, high = float(given.min()), float(given.max())
         raise ValueError(
             f"{name} is said to return probabilities, but returned numbers from {low:.3g} to {high:.3g}"
+        )
+    if name != "D_v" and not bool(((given.sum(1) - 1).abs() < 0.02).all()):
+        raise ValueError(
+            f"{name} is said to return probabilities of classes, but rows do not sum to 1; for a multi-label "
+            "classifier "
+            "see spml_fast.MultiLabelDensityRatio"
         )
     if name == "D_v":
         return torch.logit(given, eps=torch.finfo(given.dtype).eps)

@@ -24,9 +24,6 @@ BLOCK_ROWS = 65536
 PIECE_BYTES = 2**26
 """Memory that is set aside for what is kept of a block before it is known how far the block will come."""
 
-TOLD_APART = 2**16
-"""Size of a log weight in float32 from which on it is told apart only to 0.004."""
-
 
 @dataclass(frozen=True)
 class Found:
@@ -91,10 +88,10 @@ class Models:
         double = known is not None and known.dtype == torch.float64
         self.dtype = torch.float64 if double else torch.float32  # of the latents
         # A function knows best what its modules want; the probe tries theirs where it does not.
-        self.dtypes_inside = tuple(None if tensor is None else tensor.dtype for tensor in (of_G, of_clf))
         self.z_dtype, self.x_dtype = (
-            dtype if isinstance(unwrapped(model), nn.Module) and not isinstance(model, Classifiers) else None
-            for model, dtype in zip(self.both, self.dtypes_inside, strict=True)
+            None if tensor is None or isinstance(model, Classifiers) else tensor.dtype
+            for model, tensor in zip(map(unwrapped, self.both), (of_G, of_clf), strict=True)
+            for tensor in [tensor if isinstance(model, nn.Module) else None]
         )
 
     @property
@@ -138,6 +135,7 @@ class BatchedModels:
         self.z_shape, self.stochastic = models.z_shape, models.stochastic
         self.device, self.dtype = models.device, models.dtype
         self.plan = found.plan
+        models.generator.check_c_dim(label)
         self.batch_sizes: tuple[int, int] = self.plan.batch_size
         self.generator_time = Stopwatch(self.device)
         self.classifier_time = Stopwatch(self.device)
@@ -170,12 +168,18 @@ class BatchedModels:
             try:
                 found = run(first, end)
             except torch.OutOfMemoryError:
-                if self.models.plan.batch_size is not None or end - first == 1:
+                fewer = self._by_rule(tuple(max(1, min(size, end - first) // 2) for size in self.batch_sizes))
+                if fewer == self.batch_sizes:
                     raise
-                self.batch_sizes = tuple(max(1, min(size, end - first) // 2) for size in self.batch_sizes)
+                self.batch_sizes = fewer
                 continue
             yield first, end, found
             first = end
+
+    def _by_rule(self, sizes: Sequence[int]) -> tuple[int, int]:
+        """The batch sizes that the user's plan says, and of ``sizes`` those that it leaves open."""
+        said = self.models.plan.batch_size or (None, None)
+        return tuple(own or size for own, size in zip(said, sizes, strict=True))
 
     def classify(self, z: Tensor) -> tuple[Tensor, ClassifierOutput]:
         """x and the logits of one batch of latents."""
@@ -375,8 +379,7 @@ class Classified:
 
         The batch that the run was in is made whole again: convolutions round differently in a shorter one.
         """
-        if self.models.models.plan.batch_size is None:
-            self.models.batch_sizes = tuple(batch_sizes)
+        self.models.batch_sizes = self.models._by_rule(batch_sizes)
         self.row = at * self.n_chains
         if self.proposal.regenerates:
             size = self.models.batch_size

@@ -43,8 +43,9 @@ class Plan:
     """How G and clf are run.
 
     Batch size and memory format that are not given are chosen by a rule from one forward pass, never by timing, so
-    that one machine always draws the same bits: as many rows as keep the largest activation in a quarter of the
-    last-level cache, and channels-last format for convolutions on a CPU. :meth:`S2MSampler.tune` measures instead.
+    that one machine always draws the same bits: as many rows as keep the largest activation in about a quarter
+    of the last-level cache, and channels-last format for convolutions on a CPU. :meth:`S2MSampler.tune` measures
+    instead.
 
     Attributes:
         batch_size: proposals per forward pass: one number, or a pair (of G, of clf).
@@ -165,7 +166,7 @@ class Trace(TorchFunctionMode):
         super().__init__()
         self.sizes: list[int] = []
         self.convolutions: list[tuple[torch.dtype, int, int]] = []
-        self._squashed: list[tuple[str, Tensor]] = []
+        self._squashed: list[tuple[str, Tensor, int]] = []
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -175,7 +176,7 @@ class Trace(TorchFunctionMode):
             self.sizes.append(first.numel() * first.element_size())
             name = getattr(function, "__name__", "").strip("_")
             if name in ("sigmoid", "softmax"):
-                self._squashed.append((name, first))
+                self._squashed.append((name, first, first._version))
             if name in ("conv2d", "conv_transpose2d"):  # both have the groups in the seventh place
                 groups = kwargs.get("groups", args[6] if len(args) > 6 else 1)
                 self.convolutions.append((first.dtype, groups, first.shape[1]))
@@ -184,15 +185,16 @@ class Trace(TorchFunctionMode):
     def made_by(self, logits: Tensor) -> str | None:
         """The operation whose output, perhaps seen in another shape, ``logits`` are, if it makes probabilities."""
         address = logits.untyped_storage().data_ptr()
-        for name, out in self._squashed:
-            if out.untyped_storage().data_ptr() == address:
+        for name, out, version in self._squashed:
+            if out.untyped_storage().data_ptr() == address and out._version == version:
                 return f"the output of a {name}"
         return None
 
     def cost(self, fewer: Trace, model: Any, least: int) -> Cost:
-        """Of this pass, over two rows, given one over a single row: what does not grow with rows is no activation.
+        """The cost that this pass, over two rows, shows: an output that does not grow with rows is no activation.
 
         Args:
+            fewer: the same pass over one row.
             least: bytes of a row of x.
         """
         grown = [size // 2 for size in self.sizes]

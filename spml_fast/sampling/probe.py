@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .. import _ops
 from .._conventions import ClassifierOutput
-from .._models import called_in_training, eval_mode, seeded
+from .._models import called_in_training, dtypes_in, eval_mode, seeded
 from .models import BatchedModels, Found, Models
 from .plan import Trace
 from .results import warn
@@ -25,10 +25,11 @@ T = TypeVar("T")
 SEED = 0x5EED
 
 
-def probe(models: Models) -> Found:
-    """Fills in ``models.found``, and whether G is given a label if that is not known yet.
+def probe(models: Models, speak: bool = True) -> Found:
+    """Fills in ``models.found``, and what else only running G and clf can tell, if that is not known yet.
 
-    torch's generators of random numbers are left as they were. Warns of what is likely to be misread.
+    torch's generators of random numbers are left as they were. Warns of what is likely to be misread, if it may
+    speak.
 
     Raises:
         ValueError, TypeError: what G or clf returns cannot be read, or what G was given does not suit it and
@@ -39,6 +40,7 @@ def probe(models: Models) -> Found:
     if models.found is not None:
         return models.found
     training: list[str] = []
+    run = _Probe(models)
     with (
         torch.inference_mode(False),
         torch.no_grad(),
@@ -46,15 +48,16 @@ def probe(models: Models) -> Found:
         eval_mode(*models.both),
         called_in_training(training),
     ):
-        models.found = _Probe(models).run()
+        models.found = run.run()
     if training:
-        warn(
+        run.said.append(
             f"modules that G or clf calls were in training mode ({', '.join(dict.fromkeys(training))}), in which "
-            "batch "
-            "norms learn from proposals and dropout adds noise. Only modules that can be found from G and clf "
-            "are put "
-            "into eval mode: call .eval() on the others"
+            "batch norms learn from proposals and dropout adds noise. Only modules that can be found from G and "
+            "clf "
+            "are put into eval mode: call .eval() on the others"
         )
+    for text in dict.fromkeys(run.said) if speak else ():
+        warn(text)
     return models.found
 
 
@@ -63,6 +66,7 @@ class _Probe:
 
     def __init__(self, models: Models) -> None:
         self.models, self.generator = models, models.generator
+        self.said: list[str] = []
         plan = replace(models.plan, batch_size=2, memory_format="contiguous")
         self.found = Found(plan)
         chains = torch.arange(2, device=models.device)
@@ -119,7 +123,9 @@ class _Probe:
         with trace:
             output = run.call_clf(x)
         if len(x) > 1:
-            self.found = replace(self.found, squashed=_warn_of_probabilities(output, trace))
+            told = _probabilities(output, trace)
+            self.said += told
+            self.found = replace(self.found, squashed=bool(told))
         return ClassifierOutput(*(None if part is None else part.clone() for part in output)), trace
 
     def _one_row(self, call: Callable[[], tuple[T, Trace]]) -> tuple[T, Trace] | tuple[None, None]:
@@ -133,29 +139,31 @@ class _Probe:
     def _first_x(self) -> tuple[Tensor, Trace]:
         """x of the latents, by the first way of calling G that works."""
         failure: Exception | None = None
-        for dtype in dict.fromkeys((self.models.z_dtype, self.models.dtypes_inside[0])):
+        before = self.models.z_dtype
+        for dtype in dict.fromkeys((before, *dtypes_in(self.generator.G))):
             self.models.z_dtype = dtype
             for _ in self.generator.ways():
                 try:
                     return self._generate(self.z)
                 except Exception as error:
                     failure = failure or error
+        self.models.z_dtype = before
         self._explain(failure)
         raise failure
 
     def _first_output(self, x: Tensor) -> tuple[ClassifierOutput, Trace]:
-        """The logits of x; where clf, a function, fails on it as it is, of x in the dtype of its modules."""
-        try:
-            return self._classify(x)
-        except Exception as error:
-            if self.models.x_dtype != self.models.dtypes_inside[1]:
-                before, self.models.x_dtype = self.models.x_dtype, self.models.dtypes_inside[1]
-                try:
-                    return self._classify(x)
-                except Exception:
-                    self.models.x_dtype = before
-            error.add_note(f"spml_fast called clf with x {tuple(x.shape)} {x.dtype} on {x.device}")
-            raise
+        """The logits of x; where clf fails on it as it is, of x in the dtype of one of its modules."""
+        failure: Exception | None = None
+        before = self.models.x_dtype
+        for dtype in dict.fromkeys((before, *dtypes_in(self.models.clf))):
+            self.models.x_dtype = dtype
+            try:
+                return self._classify(x)
+            except Exception as error:
+                failure = failure or error
+        self.models.x_dtype = before
+        failure.add_note(f"spml_fast called clf with x {tuple(x.shape)} {x.dtype} on {x.device}")
+        raise failure
 
     # --- what is said -----------------------------------------------------------------------------
 
@@ -188,13 +196,13 @@ class _Probe:
             return
         again, _ = self._generate(self.z)
         if not _alike(x, again):
-            warn(
+            self.said.append(
                 "G made two different x of the same latents, so it draws noise of its own: pass stochastic=True, "
                 "or "
                 "the samples are not those that the chains accepted"
             )
         else:
-            warn(
+            self.said.append(
                 "G makes another x of a latent when there are other latents in its batch (statistics over the "
                 "batch?): "
                 "samples depend on how proposals are batched"
@@ -208,21 +216,18 @@ def _alike(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=0, atol=max(0.02 * size, 1e-6), equal_nan=True)
 
 
-def _warn_of_probabilities(output: ClassifierOutput, trace: Trace) -> bool:
-    """Warns where logits are probabilities: by the operation that made them, or by their look; whether it did."""
-    warned = False
+def _probabilities(output: ClassifierOutput, trace: Trace) -> list[str]:
+    """What is to be said of logits that are probabilities, by the operation that made them or by their look."""
+    said = []
     rows = output.class_logits.double()
     sums_to_one = rows.shape[1] > 1 and bool((rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-3).all())
     for name, head, part in zip(output._fields, ("D_r", "D_f", "D_v"), output, strict=True):
-        if part is None:
-            continue
-        maker = trace.made_by(part)
-        if maker is None and name == "class_logits" and sums_to_one:
+        maker = None if part is None else trace.made_by(part)
+        if part is not None and maker is None and name == "class_logits" and sums_to_one:
             maker = "rows that are not negative and sum to 1"
         if maker is not None:
-            warned = True
-            warn(
+            said.append(
                 f"clf's {name} is {maker}: probabilities, which will be read as logits. Return logits, or say so: "
                 f"spml_fast.Classifiers(..., probabilities=[{head!r}])"
             )
-    return warned
+    return said

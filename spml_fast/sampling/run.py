@@ -26,8 +26,8 @@ from .models import BLOCK_ROWS
 from .processes import EndedProcess, LostProcessError, Processes
 from .results import Diagnostics, S2MResult
 
-KEPT_BYTES = 2**22
-"""Memory for the x of the states of a target's chains: where it suffices they are kept, and none is made again."""
+KEPT_BYTES = 2**21
+"""Memory for the x of the chains' states, of all targets: where it suffices they are kept, none is made again."""
 
 BLOCK_SECONDS = 1.0
 """A block of steps ends after about this long: then checkpoints are due and processes agree."""
@@ -185,10 +185,10 @@ class _PoolRun:
         self.proposal_state: Any = None
         self.deadline = self.shown = 0.0
         problem.stop = self._must_stop
-        self.block_steps = problem.models.models.plan.block_steps or max(1, BLOCK_ROWS // self.shard.largest)
-        # Of all processes, and without the targets: what is done for one is done for several, bit for bit.
-        states = self.shard.n_chains * max(1, problem.models.found.x_bytes)
-        if kernel.keeps_states and states <= KEPT_BYTES:
+        asked = problem.models.models.plan.block_steps
+        self.block_steps = asked or max(1, BLOCK_ROWS // self.shard.largest)
+        states = len(problem.joint_classes) * self.shard.n_chains * max(1, problem.models.found.x_bytes)
+        if kernel.keeps_states and states <= KEPT_BYTES and not asked and driver.checkpoint is None:
             problem.classified.keeps_x = True
             self.block_steps = min(self.block_steps, 16 * KEPT_BYTES // states)
         if not isinstance(self.state, State):

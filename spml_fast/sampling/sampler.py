@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import math
 import operator
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,7 +23,7 @@ from tqdm.auto import tqdm
 
 from .._checks import count, renamed, shown
 from .._conventions import Generator, latent_shape
-from .._models import eval_mode
+from .._models import DRAWING, eval_mode, seeded
 from .adaptation import adapt, adapt_where_it_pays, check_order
 from .checkpoint import identity, opened, outputs_of
 from .fingerprints import of_model
@@ -100,9 +99,6 @@ _NOW_OF_S2M_SAMPLE = (
     | {name: f"spml_fast.S2MSampler(G, clf).sample(I, J, {now}).samples" for name, now in _NOW_OF_REST.items()}
 )
 
-_DRAWING = threading.RLock()
-"""Held while torch's global generator is drawn from or set back, or two threads could get the same seed."""
-
 
 class S2MSampler:
     """A sampler of joint classes (has all attributes in I, none in J) from an existing generator.
@@ -177,8 +173,7 @@ class S2MSampler:
         Raises:
             ValueError, TypeError: what cannot be read; the message names the argument that would settle it.
         """
-        with _DRAWING:
-            found, models = probe(self.models), self.models
+        found, models = probe(self.models), self.models
         z = ", ".join(map(str, ("B", *models.z_shape)))
         x = ", ".join(map(str, ("B", *found.x_shape)))
         prior = "a standard normal" if models.prior is None else str(models.prior)
@@ -207,7 +202,7 @@ class S2MSampler:
             progress: show a tqdm bar.
         """
         self.describe()
-        with eval_mode(*self.models.both):
+        with eval_mode(*self.models.both), seeded(0, self.models.device):
             return tune(self.models, progress)
 
     @renamed(**_NOW_OF_CALLS)
@@ -401,8 +396,7 @@ class S2MSampler:
         with contextlib.ExitStack() as stack:
             stack.enter_context(signals.noted())
             stack.enter_context(processes.failing_together())
-            with _DRAWING:
-                probe(models)
+            probe(models, speak=processes.rank == 0)
             self._check_label(call)
             stack.enter_context(models.borrowed())
             told = self._identity(call) if processes.size > 1 or run.checkpoint is not None else {}
@@ -416,7 +410,7 @@ class S2MSampler:
                 }
             )
 
-            with _DRAWING:
+            with DRAWING:
                 # Before G and clf are tried for the checkpoint: that sets torch's generator back, and a seed that
                 # another thread drew meanwhile would be drawn again. A checkpoint may have one of its own.
                 drawn = int(torch.randint(2**63 - 1, ())) if call.seed is None else call.seed
@@ -425,8 +419,7 @@ class S2MSampler:
                 return processes.from_first(lambda: drawn)
 
             def outputs() -> list[float]:
-                with _DRAWING:
-                    return outputs_of(models, [label for label, _ in self._pools(call)])
+                return outputs_of(models, [label for label, _ in self._pools(call)])
 
             total = None
             if call.n_steps is not None:
@@ -599,7 +592,7 @@ class S2MSampler:
 
     def _identity(self, call: Call) -> dict[str, Any]:
         """What must be the same in all processes, and in a run that goes on from a checkpoint, in plain values."""
-        models = self.models
+        models, kind = self.models, self.models.device.type
         told = dict(
             G=of_model(models.G),
             clf=of_model(models.clf),
@@ -609,6 +602,7 @@ class S2MSampler:
             stochastic=models.stochastic,
             dtype=str(models.dtype),
             precision=str(models.plan.precision),
+            autocast=str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None,
             targets=[str(target) for target in call.joint_classes],
             proposal=call.proposal,
             n_samples=call.n_samples,
@@ -841,12 +835,15 @@ def _warn_of_bounds(results: Sequence[S2MResult], call: Call) -> None:
     found, needed = [], 0.0
     for result in results:
         d = result.diagnostics
-        if call.n_steps is None or d.interrupted or d.tv_bound is None or d.tv_bound <= FAR:
+        # Without any weight there is a warning of its own.
+        if call.n_steps is None or d.interrupted or d.tv_bound is None or not math.isfinite(d.max_weight_ratio):
             continue
-        if not math.isfinite(d.max_weight_ratio):  # there is a warning of its own
+        bound, steps = d.tv_bound, d.n_steps * d.tv_bound / FAR
+        if d.method == "imh":  # of the first samples: how far apart the others are is the user's choice
+            bound, steps = (1 - 1 / d.max_weight_ratio) ** d.burn_in, bound_steps(d.max_weight_ratio, FAR)
+        if bound <= FAR:
             continue
-        found.append(f"{result.joint_class} ({d.tv_bound:.2g})")
-        steps = d.n_steps * d.tv_bound / FAR if d.method != "imh" else bound_steps(d.max_weight_ratio, FAR)
+        found.append(f"{result.joint_class} ({bound:.2g})")
         needed = max(needed, steps)
     if found:
         names = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
@@ -855,8 +852,7 @@ def _warn_of_bounds(results: Sequence[S2MResult], call: Call) -> None:
         warn(
             f"{call.n_steps} steps are too few for {names}: samples may be as far from their target, in total "
             f"variation, as the bound in brackets. About {math.ceil(needed):,} steps would bring it to {FAR:g}. "
-            "Try "
-            f"first {fit}{other}, a higher validity_temperature if D_v is overconfident, or a better generator"
+            f"Try first {fit}{other}, a higher validity_temperature if D_v is overconfident, or a better generator"
         )
 
 

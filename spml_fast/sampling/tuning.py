@@ -60,7 +60,7 @@ def tune(models: Models, progress: bool) -> Plan:
 
 
 def _seconds_a_row(models: Models, part: int, way: tuple[int, str], rows: Tensor) -> float:
-    """Of one batch of G (part 0) or of clf (part 1)."""
+    """Seconds that a row of one batch takes in G (part 0) or in clf (part 1)."""
     size, memory_format = way
     found = models.found
     plan = replace(found.plan, batch_size=size, memory_format=memory_format)

@@ -360,8 +360,9 @@ def s2m_log_weight(
         log_correction: (B,) added as it is, for example log p_z(z) - log p~_z(z).
 
     Returns:
-        (B,) in float32, or float64 for float64 logits; -inf outside the support of the target, NaN where
-        ``clf`` returned NaN or an infinity. Not differentiable; ``spml_fast.reference`` is.
+        (B,) in float32, or float64 for float64 logits; -inf outside the support of the target or for logits of
+        -inf that say so, NaN or +inf where ``clf`` returned NaN or +inf. Not differentiable;
+        ``spml_fast.reference`` is.
 
     Source: Cho et al., "Mining Multi-Label Samples from Single Positive Labels", NeurIPS 2022, Algorithm 1.
     """

@@ -14,6 +14,7 @@ from scipy import stats
 from torch import nn
 from toys import (
     GENERATED,
+    PROBE_ROWS,
     DiscreteClassifier,
     DiscreteGenerator,
     RowwiseClassifier,
@@ -26,6 +27,7 @@ from toys import (
 from spml_fast import Classifiers, JointClass, MinMax, Mixture, Plan, Run, S2MSampler, TruncatedNormal
 from spml_fast._models import channels_last
 from spml_fast.sampling import SamplingWarning, s2m_log_weight
+from spml_fast.sampling.plan import Cost, Trace
 
 SIZES = [(1, 65), (5, 13), (64, 1)]
 """(chains, steps): one chain and 65 proposals among them, whose last batch of 64 rows holds a single row."""
@@ -986,6 +988,10 @@ def test_modules_come_back_in_their_own_memory_format():
 def test_a_plan_changes_nothing_but_rounding(plan):
     G, clf = convolutional()
     found = draw(G, clf, 40, 12, J=(), z_dim=(8, 1, 1), plan=plan)
+    used = found.diagnostics.plan
+    for name in ("batch_size", "memory_format"):
+        for said, ran in zip(getattr(plan, name) or (None, None), getattr(used, name), strict=True):
+            assert said in (None, ran)
     expected = draw(G, clf, 40, 12, J=(), z_dim=(8, 1, 1), plan=Plan(batch_size=40, memory_format="contiguous"))
     assert (found.latents == expected.latents).flatten(1).all(1).float().mean() > 0.9
     with torch.no_grad():
@@ -1017,9 +1023,73 @@ def test_tuning_measures_what_the_plan_leaves_open():
     plan = S2MSampler(G, clf, z_dim=(8, 1, 1), plan=Plan(batch_size=(16, None))).tune()
     assert plan.batch_size[0] == 16
     assert plan.batch_size[1] in (8, 16, 32, 64, 128, 256)
+    fastest = {0: (64, "contiguous"), 1: (32, "channels_last")}
+
+    def seconds(models, part, way, rows):
+        return 1.0 if way == fastest[part] else 2.0 + way[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("spml_fast.sampling.tuning._seconds_a_row", seconds)
+        chosen = S2MSampler(G, clf, z_dim=(8, 1, 1)).tune()
+    assert (chosen.batch_size, chosen.memory_format) == ((64, 32), ("contiguous", "channels_last"))
     result = draw(G, clf, J=(), z_dim=(8, 1, 1), plan=Plan(**plan.to_dict()))
     assert result.diagnostics.plan == plan
-    assert not G.training
+
+
+def test_the_rule(monkeypatch):
+    """A quarter of the cache for the largest activation, to the nearest power of two, from 8 to 8,192 rows."""
+    monkeypatch.setattr("spml_fast.sampling.plan.last_level_cache", lambda: 32 * 2**20)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    rows = {2**20: 8, 2**18: 32, 300_000: 32, 400_000: 16, 2**13: 1024, 4: 8192, 2**30: 8}
+    assert {size: Cost(size, True).rows(cpu) for size in rows} == rows
+    assert Cost(2**20, True).rows(cuda) == 1024
+    assert Cost(1, True).memory_format(cpu) == "channels_last"
+    assert Cost(1, False).memory_format(cpu) == Cost(1, True).memory_format(cuda) == "contiguous"
+
+
+@pytest.mark.parametrize("groups", [1, 8, 4])
+def test_what_one_forward_pass_shows(groups):
+    """The largest activation is the second layer's; grouped convolutions but depthwise ones stay contiguous."""
+    G = nn.Sequential(
+        nn.Unflatten(1, (8, 1, 1)),
+        nn.Upsample(scale_factor=16),
+        nn.Conv2d(8, 16 if groups == 1 else 8, 1, groups=groups),
+        nn.Conv2d(16 if groups == 1 else 8, 3, 16),
+        nn.Flatten(),
+    )
+    trace, one = Trace(), Trace()
+    for found, n in ((trace, 2), (one, 1)):
+        with found:
+            G(torch.randn(n, 8))
+    cost = trace.cost(one, G, least=12)
+    assert cost == Cost(16 * 16 * (16 if groups == 1 else 8) * 4, groups != 4)
+
+
+def test_states_whose_x_is_kept(tmp_path):
+    """Without a checkpoint and with default blocks G makes no x again; samples are the same."""
+    calls = []
+
+    class Counted(RowwiseGenerator):
+        def forward(self, z):
+            calls.append(len(z))
+            return super().forward(z)
+
+    found = {}
+    for name, options in {
+        "kept": {},
+        "one process's checkpoint": dict(run=Run(tmp_path / "run")),
+        "blocks": dict(plan=Plan(block_steps=7)),
+        "many": dict(targets=[(0, ())] * 5000),
+    }.items():
+        sampler = S2MSampler(Counted(), RowwiseClassifier(), plan=options.pop("plan", None))
+        sampler.describe()
+        calls.clear()
+        targets = options.pop("targets", [(0, 1)])
+        found[name] = sampler.sample_targets(targets, 64, 20, seed=0, **options)[0]
+        assert (sum(calls) > 64 * 20 + 4) == (name != "kept"), name
+    for name in ("one process's checkpoint", "blocks"):
+        assert_same(found[name], found["kept"])
+    assert torch.equal(RowwiseGenerator()(found["kept"].latents), found["kept"].samples)
 
 
 @pytest.mark.parametrize("at", ["G", "clf", "decoding"])
@@ -1034,13 +1104,28 @@ def test_out_of_memory_halves_batches_and_loses_nothing(at):
                 raise torch.OutOfMemoryError
             return self.model(x)
 
-    G = Small(RowwiseGenerator(), 10 if at != "clf" else 10**6)
-    clf = Small(RowwiseClassifier(), 10 if at == "clf" else 10**6)
+    class Late(Small):
+        """It runs out of memory once clf was called for the last time."""
+
+        def forward(self, z):
+            self.largest = 10 if at != "decoding" or clf.rows >= 2000 else 10**6
+            return super().forward(z)
+
+    class Seen(Small):
+        rows = 0
+
+        def forward(self, x):
+            self.rows += len(x) if len(x) > PROBE_ROWS else 0
+            return super().forward(x)
+
+    G = Late(RowwiseGenerator(), 10) if at != "clf" else RowwiseGenerator()
+    clf = Seen(RowwiseClassifier(), 10 if at == "clf" else 10**6)
     sampler = S2MSampler(G, clf, z_dim=4)
-    call = dict(n_samples=100, n_steps=20, seed=0, method="resample" if at == "decoding" else "imh")
+    n_steps = {"method": "resample"} if at == "decoding" else {}
+    call = dict(n_samples=100, n_steps=20, seed=0) | n_steps
     result = sampler.sample(0, 1, **call)
     assert_same(result, S2MSampler(RowwiseGenerator(), RowwiseClassifier()).sample(0, 1, **call))
-    assert max(result.diagnostics.plan.batch_size) <= 10
+    assert min(result.diagnostics.plan.batch_size) <= 10
     with pytest.raises(torch.OutOfMemoryError):
         S2MSampler(G, clf, z_dim=4, plan=Plan(batch_size=64)).sample(0, 1, 100, 20, seed=0)
 

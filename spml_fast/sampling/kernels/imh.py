@@ -119,15 +119,13 @@ def scan(problem: Problem, state: IMHState, offer: Offer) -> None:
     weights.scan(state.chains, offer.output, offer.log_correction, **at)
     if not offer.kept:
         return
-    won = state.chains.accepted_step >= offer.at
-    step = (state.chains.accepted_step - offer.at).clamp(min=0).long()
-    chain = torch.arange(won.shape[1], device=won.device)
+    accepted_step = state.chains.accepted_step
+    target, chain = torch.nonzero(accepted_step >= offer.at, as_tuple=True)
+    step = accepted_step[target, chain].long() - offer.at
     for name, tensor in offer.kept.items():
         if name not in state.kept:
-            state.kept[name] = tensor.new_zeros(*won.shape, *tensor.shape[2:])
-        for t in range(won.shape[0]):
-            mask = won[t].reshape(-1, *[1] * (tensor.ndim - 2))
-            state.kept[name][t] = torch.where(mask, tensor[step[t], chain], state.kept[name][t])
+            state.kept[name] = tensor.new_zeros(*accepted_step.shape, *tensor.shape[2:])
+        state.kept[name][target, chain] = tensor[step, chain]
 
 
 def glance_at(chains: ChainState, at: int) -> dict[str, str]:

@@ -117,7 +117,12 @@ class LatentPrior:
         if isinstance(base, Normal):
             return (base.loc.to(wide) + base.scale.to(wide) * wide).to(normals.dtype)
         uniform = torch.special.ndtr(wide).clamp(INSIDE, 1 - INSIDE)
-        return base.icdf(uniform).to(normals.dtype)
+        return base.icdf(uniform.to(self._device(normals))).to(normals)
+
+    def _device(self, like: Tensor) -> torch.device:
+        """Where the distribution's parameters are."""
+        own = (getattr(self._base, name, None) for name in self._base.arg_constraints)
+        return next((part.device for part in own if isinstance(part, Tensor)), like.device)
 
     def identity(self) -> dict[str, Any]:
         """What tells the prior from others, in plain values."""
@@ -146,7 +151,8 @@ class LatentPrior:
         if isinstance(base, MultivariateNormal):
             return len(self.z_shape) == 1
         try:
-            made = self(torch.zeros(2, *self.z_shape, dtype=torch.float64))
+            zeros = torch.zeros(2, *self.z_shape, dtype=torch.float64)
+            made = self(zeros.to(self._device(zeros)))
         except (NotImplementedError, ValueError, RuntimeError):
             return False
         return made.shape == (2, *self.z_shape)
