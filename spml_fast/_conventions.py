@@ -145,8 +145,7 @@ def label_argument(G: Model) -> LabelArgument | None:
     if len(following) > 1:
         raise ValueError(
             f"G requires the arguments {', '.join(p.name for p in required)}; the sampler gives latents and, at "
-            "most, "
-            "a label: pass a function of these, for example lambda z, label: G(z, label, ...)"
+            "most, a label: pass a function of these, for example lambda z, label: G(z, label, ...)"
         )
     if following:
         return LabelArgument(following[0].name, following[0].kind is inspect.Parameter.KEYWORD_ONLY, True)

@@ -33,9 +33,8 @@ class Classifiers(nn.Module):
         D_f: x -> logits (B, N) of the classes of generated ones, for class-conditional proposals.
         preprocess: a function of x for all of them, or a mapping from "D_v", "D_r" or "D_f" to one for each.
         probabilities: names of those that return probabilities: a D_v that ends in a sigmoid, a D_r or D_f that
-            ends
-            in a softmax. They are turned into logits. Of a sigmoid that is 1, no more is known than that its logit
-            is at least 16 (in float32): a module without its last layer is better where it can be had.
+            ends in a softmax. They are turned into logits. Of a sigmoid that is 1, no more is known than that its
+            logit is at least 16 (in float32): a module without its last layer is better where it can be had.
 
     Each may return a tensor, a tuple that begins with it, or a mapping or dataclass with ``logits``.
 
@@ -128,8 +127,7 @@ def _logits_of_probabilities(given: Tensor, name: str) -> Tensor:
     if name != "D_v" and not bool(((given.sum(1) - 1).abs() < 0.02).all()):
         raise ValueError(
             f"{name} is said to return probabilities of classes, but rows do not sum to 1; for a multi-label "
-            "classifier "
-            "see spml_fast.MultiLabelDensityRatio"
+            "classifier see spml_fast.MultiLabelDensityRatio"
         )
     if name == "D_v":
         return torch.logit(given, eps=torch.finfo(given.dtype).eps)

@@ -53,8 +53,7 @@ class Plan:
         device: where to work; G and clf are moved there if given. Default: where G (or clf) is.
         precision: run G and clf under ``torch.autocast`` in this dtype; weights are float32 all the same.
         memory_format: "contiguous" or "channels_last" (or torch's own), or a pair (of G, of clf). Weights are in
-            it
-            while the sampler runs, and come back as they were.
+            it while the sampler runs, and come back as they were.
 
     Raises:
         ValueError, TypeError: an option out of range.

@@ -33,9 +33,8 @@ def probe(models: Models, speak: bool = True) -> Found:
 
     Raises:
         ValueError, TypeError: what G or clf returns cannot be read, or what G was given does not suit it and
-            another
-            value of an argument does, which is named. Other errors of G and clf are raised as they are; a note
-            says what they were given.
+            another value of an argument does, which is named. Other errors of G and clf are raised as they are; a
+            note says what they were given.
     """
     if models.found is not None:
         return models.found
@@ -53,8 +52,7 @@ def probe(models: Models, speak: bool = True) -> Found:
         run.said.append(
             f"modules that G or clf calls were in training mode ({', '.join(dict.fromkeys(training))}), in which "
             "batch norms learn from proposals and dropout adds noise. Only modules that can be found from G and "
-            "clf "
-            "are put into eval mode: call .eval() on the others"
+            "clf are put into eval mode: call .eval() on the others"
         )
     for text in dict.fromkeys(run.said) if speak else ():
         warn(text)
@@ -198,14 +196,12 @@ class _Probe:
         if not _alike(x, again):
             self.said.append(
                 "G made two different x of the same latents, so it draws noise of its own: pass stochastic=True, "
-                "or "
-                "the samples are not those that the chains accepted"
+                "or the samples are not those that the chains accepted"
             )
         else:
             self.said.append(
                 "G makes another x of a latent when there are other latents in its batch (statistics over the "
-                "batch?): "
-                "samples depend on how proposals are batched"
+                "batch?): samples depend on how proposals are batched"
             )
 
 

@@ -115,8 +115,7 @@ class S2MSampler:
             :class:`Classifiers` joins separate modules.
         z_dim: latent size, an int or a shape; ``G.z_dim`` unless given.
         prior: distribution of the latents that G was trained with, a ``torch.distributions`` object of one number
-            or
-            of a whole latent; the standard normal unless given. Normal, uniform, truncated
+            or of a whole latent; the standard normal unless given. Normal, uniform, truncated
             (:class:`TruncatedNormal`) and whatever has an ``icdf`` is drawn by Philox and goes with every method;
             others are drawn by their own ``sample``, once a step, and go with neither MALA nor Mixture.
         weight: gamma and temperatures, a :class:`MinMax`; all 1 unless given.

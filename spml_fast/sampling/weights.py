@@ -279,10 +279,8 @@ class MinMaxWeights:
                 step = size * torch.finfo(dtype).eps
                 raise ValueError(
                     f"clf's {name} logits over their temperature reach {size:.3g}, where {dtype} knows log "
-                    "weights only "
-                    f"to about {step:.2g}: a temperature too small, or a classifier that is far from calibrated. "
-                    "Raise "
-                    f"the temperature (MinMax), calibrate, or return float64 logits"
+                    f"weights only to about {step:.2g}: a temperature too small, or a classifier that is far from "
+                    "calibrated. Raise the temperature (MinMax), calibrate, or return float64 logits"
                 )
 
     def log_weights(self, output: ClassifierOutput, log_correction: Tensor | None = None) -> Tensor:

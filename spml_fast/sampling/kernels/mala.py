@@ -247,8 +247,7 @@ class MALA(Kernel):
                 if not (log_weight < torch.inf).all():  # NaN included
                     raise ValueError(
                         f"clf returned NaN or infinite logits at Langevin step {at - START_STEPS}; a logit must "
-                        "be "
-                        "finite, or -inf for what cannot be"
+                        "be finite, or -inf for what cannot be"
                     )
                 gradient = None
                 if log_weight.requires_grad:

@@ -82,8 +82,7 @@ class LatentPrior:
     Attributes:
         distribution: of a whole latent (z_shape).
         from_normals: whether its draws can be made of standard normals. Otherwise it is drawn by its own
-            ``sample``,
-            once a step for all chains.
+            ``sample``, once a step for all chains.
 
     Raises:
         TypeError: no distribution.
