@@ -150,7 +150,7 @@ def label_argument(G: Model) -> LabelArgument | None:
     if following:
         return LabelArgument(following[0].name, following[0].kind is inspect.Parameter.KEYWORD_ONLY, True)
     for p in parameters[1:]:
-        if LABEL_NAME.fullmatch(p.name.lower()) and p.default is None:
+        if LABEL_NAME.fullmatch(p.name.lower()) and (p.default is None or type(p.default) is int):
             return LabelArgument(p.name, p.kind is not inspect.Parameter.POSITIONAL_ONLY, False)
     return None
 

@@ -88,7 +88,7 @@ def _inside(value: Any) -> list[Any]:
         names = _global_names(value.__code__)
         return parts + [value.__globals__[name] for name in names if name in value.__globals__]
     if hasattr(value, "__dict__") and not isinstance(value, types.BuiltinFunctionType):
-        return list(vars(value).values())
+        return [*vars(value).values(), getattr(type(value), "__call__", None)]  # noqa: B004
     return []
 
 
@@ -137,8 +137,13 @@ _lock = threading.Lock()
 _in_use: dict[nn.Module, tuple[int, bool]] = {}
 """Modules in eval mode: by how many threads or calls, and the mode that each had before."""
 
-_reordered: dict[Tensor, tuple[int, Tensor, int]] = {}
-"""Weights in another memory format: by how many threads or calls, the data before, and its version since."""
+_reordered: dict[Tensor, tuple[int, Tensor, tuple[int, int]]] = {}
+"""Weights in another memory format: by how many threads or calls, the data before, and :func:`_content`."""
+
+
+def _content(tensor: Tensor) -> tuple[int, int]:
+    """What changes when a tensor gets other data, and when it is written to."""
+    return tensor.data_ptr(), tensor._version
 
 
 @contextmanager
@@ -175,24 +180,24 @@ def channels_last(*models: object) -> Iterator[None]:
     with _lock, torch.inference_mode(False):
         for tensor in tensors:
             if tensor in _reordered:
-                users, data, version = _reordered[tensor]
-                _reordered[tensor] = users + 1, data, version
+                users, data, content = _reordered[tensor]
+                _reordered[tensor] = users + 1, data, content
             else:
                 data = tensor.data
                 tensor.data = data.contiguous(memory_format=torch.channels_last)
-                _reordered[tensor] = 1, data, tensor._version
+                _reordered[tensor] = 1, data, _content(tensor)
     try:
         yield
     finally:
         with _lock:
             for tensor in tensors:
-                users, data, version = _reordered.pop(tensor)
+                users, data, (address, version) = _reordered.pop(tensor)
                 if users > 1:
-                    _reordered[tensor] = users - 1, data, version
-                    continue
-                if tensor._version != version:  # somebody wrote to it meanwhile
-                    data.copy_(tensor.data)
-                tensor.data = data
+                    _reordered[tensor] = users - 1, data, (address, version)
+                elif tensor.data_ptr() == address:  # or somebody gave it other data meanwhile
+                    if tensor._version != version:  # somebody wrote to it
+                        data.copy_(tensor.data)
+                    tensor.data = data
 
 
 @contextmanager

@@ -214,5 +214,5 @@ class ChainState(State):
             raise ValueError(
                 f"clf returned NaN or infinite logits for the proposal of chain {first_chain + chain} at step "
                 f"{step} (or the latent that the proposal drew, or its log weight, was not finite); a logit must "
-                "be finite, or -inf for what cannot be"
+                "be finite, or -inf for what cannot be, but not all class logits of a row"
             )

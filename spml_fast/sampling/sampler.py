@@ -573,7 +573,8 @@ class S2MSampler:
             raise ValueError(
                 f"the mixture is of latents of {proposal.dim} numbers, G takes {math.prod(self.models.z_shape)}"
             )
-        if run.first_chain and callable(proposal):
+        own_draws = proposal is None and prior is not None and not prior.from_normals
+        if run.first_chain and (callable(proposal) or own_draws):
             raise ValueError(
                 f"first_chain={run.first_chain} with a function that draws proposals: what it draws depends on "
                 "the order of its calls, not on the number of a chain. Pass latents, or let first_chain be 0"

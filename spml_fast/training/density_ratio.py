@@ -323,7 +323,8 @@ def _training_module(
             # The same generated instances in every epoch, or epochs could not be compared.
             source = torch.Generator().manual_seed(seed + 1 + index)
             latents = torch.randn(len(x), *latent, generator=source).to(x.device)
-            both = with_generated(x, labels, latents)
+            with seeded(seed + 1 + index, x.device):  # of a prior that draws by itself
+                both = with_generated(x, labels, latents)
             logits = _logits_and_targets(clf, both, labels)
             self.batches.append({h: (a.float().cpu(), t.cpu()) for h, (a, t) in logits.items()})
 

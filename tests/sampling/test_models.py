@@ -4,6 +4,7 @@ import copy
 import functools
 import math
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -185,6 +186,12 @@ class OptionalLabel(Embedding):
         return self.make(z, label)
 
 
+class LabelOfZero(Embedding):
+    def forward(self, z, label=0):
+        label = torch.as_tensor(label).expand(len(z))
+        return self.make(z, label)
+
+
 class KeywordLabel(Embedding):
     def forward(self, z, *, y):
         return self.make(z, y)
@@ -218,7 +225,16 @@ class OptionalOneHot(StyleGAN):
         return super().forward(z, c)
 
 
-CONDITIONAL = [OptionalLabel, KeywordLabel, OptionalKeyword, OddName, RequiredOddName, StyleGAN, OptionalOneHot]
+CONDITIONAL = [
+    OptionalLabel,
+    LabelOfZero,
+    KeywordLabel,
+    OptionalKeyword,
+    OddName,
+    RequiredOddName,
+    StyleGAN,
+    OptionalOneHot,
+]
 
 
 class WithFake(RowwiseClassifier):
@@ -369,6 +385,9 @@ def test_noise_without_stochastic_is_warned_of():
     G = lambda z: z[:, :3] + 0.3 * torch.randn(len(z), 1)  # noqa: E731
     with pytest.warns(SamplingWarning, match="pass stochastic=True"):
         S2MSampler(G, RowwiseClassifier(), z_dim=4).describe()
+    table = torch.randn(64, 1)
+    with pytest.warns(SamplingWarning, match="other latents in its batch"):
+        S2MSampler(lambda z: z[:, :3] + table[: len(z)], RowwiseClassifier(), z_dim=4).describe()
     with pytest.warns(SamplingWarning, match="other latents in its batch"):
         S2MSampler(lambda z: z[:, :3] - z.mean(), RowwiseClassifier(), z_dim=4).describe()
 
@@ -458,6 +477,15 @@ class Holder:
         return self.module(z)
 
 
+class Holding(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, z):
+        return self.function(z)
+
+
 GLOBAL = BatchNormGenerator()
 
 
@@ -475,6 +503,7 @@ HIDDEN = {
     "object": Holder,
     "method of an object": lambda module: Holder(module).__call__,
     "default": lambda module: lambda z, module=module: module(z),
+    "a module's function": lambda module: Holding(lambda z: module(z)),
     "list": lambda module: (lambda modules: lambda z: modules[0](z))([module]),
 }
 
@@ -776,6 +805,33 @@ def test_a_prior_gives_the_size_of_a_latent():
         S2MSampler(lambda z: z, of_first, z_dim=4, prior="uniform")
 
 
+class Clamped(torch.distributions.Normal):
+    """A normal distribution that draws in its own way."""
+
+    def sample(self, shape=()):
+        return super().sample(shape).clamp(-1, 1)
+
+
+def test_a_distribution_that_draws_in_its_own_way_is_asked_to():
+    sampler = S2MSampler(FirstLatent(), of_first, prior=Clamped(0.0, 1.0))
+    assert sampler.sample(0, (), 200, 20, seed=0).latents.abs().max() <= 1
+    with pytest.raises(ValueError, match="first_chain=8"):
+        sampler.sample(0, (), 20, 5, seed=0, run=Run(first_chain=8))
+
+
+def test_threads_that_draw_from_priors_of_their_own():
+    def one(seed):
+        return S2MSampler(FirstLatent(), of_first, prior=PRIORS["student"]).sample(0, (), 20, 60, seed=seed)
+
+    alone = [one(seed) for seed in range(4)]
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(one, range(4)))
+    for a, b in zip(alone, together, strict=True):
+        assert_same(a, b)
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_draws_of_a_prior_depend_on_seed_chain_and_step_alone():
     for name in ("uniform", "student"):
         sampler = S2MSampler(FirstLatent(), of_first, prior=PRIORS[name])
@@ -808,6 +864,10 @@ def test_truncated_normals():
     expected = stats.truncnorm(-1, 2)
     np.testing.assert_allclose(prior.icdf(u), expected.ppf(u), atol=1e-9)
     np.testing.assert_allclose(prior.cdf(prior.icdf(u)), u, atol=1e-9)
+    for low, high in ((8.0, 9.0), (-9.0, -8.0), (5.0, 5.5)):
+        far, its = TruncatedNormal(low, high), stats.truncnorm(low, high)
+        np.testing.assert_allclose(far.icdf(u), its.ppf(u), rtol=1e-3)
+        np.testing.assert_allclose(far.cdf(far.icdf(u)), u, atol=1e-6)
     np.testing.assert_allclose(prior.log_prob(prior.icdf(u)), expected.logpdf(expected.ppf(u)), atol=1e-9)
     assert prior.log_prob(torch.tensor(3.0)) == -torch.inf
     torch.manual_seed(0)
@@ -951,6 +1011,10 @@ def test_the_plan_comes_from_one_forward_pass():
 
 def test_what_is_written_to_a_weight_while_it_is_borrowed_stays():
     conv = nn.Conv2d(3, 4, 3)
+    other = torch.randn(4, 3, 3, 3)
+    with channels_last(conv):
+        conv.weight.data = other
+    assert torch.equal(conv.weight, other)
     before = conv.weight.detach().clone()
     with channels_last(conv), torch.no_grad():
         assert conv.weight.is_contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, constraints
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal, Transform, constraints
 
 from ..._models import seeded
 
@@ -41,7 +41,9 @@ class TruncatedNormal(Distribution):
         self.low, self.high = float(low), float(high)
         if not self.low < self.high:
             raise ValueError(f"low must be less than high, got low={low!r}, high={high!r}")
-        ends = torch.special.ndtr(torch.tensor([self.low, self.high], dtype=torch.float64))
+        # In the upper tail ndtr is 1: there the distribution is that of the negated number, turned round.
+        self._sign = -1.0 if self.low > 0 else 1.0
+        ends = torch.special.ndtr(torch.tensor(sorted([self._sign * self.low, self._sign * self.high])).double())
         self._first, self._mass = float(ends[0]), float(ends[1] - ends[0])
         if self._mass <= 0:
             raise ValueError(f"no mass of the standard normal lies between {low} and {high}")
@@ -61,12 +63,13 @@ class TruncatedNormal(Distribution):
 
     def icdf(self, value: Tensor) -> Tensor:
         """The number below which lies a share ``value`` of the mass."""
-        found = torch.special.ndtri(self._first + value.double() * self._mass).to(value.dtype)
-        return found.clamp(self.low, self.high)
+        below = value.double() if self._sign > 0 else 1 - value.double()
+        found = self._sign * torch.special.ndtri(self._first + below * self._mass)
+        return found.to(value.dtype).clamp(self.low, self.high)
 
     def cdf(self, value: Tensor) -> Tensor:
-        inside = (torch.special.ndtr(value.double()) - self._first) / self._mass
-        return inside.clamp(0, 1).to(value.dtype)
+        inside = ((torch.special.ndtr(self._sign * value.double()) - self._first) / self._mass).clamp(0, 1)
+        return (inside if self._sign > 0 else 1 - inside).to(value.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
         normal = -0.5 * value.square() - 0.5 * math.log(2 * math.pi) - math.log(self._mass)
@@ -110,10 +113,10 @@ class LatentPrior:
         """Latents (n, *z_shape) of the prior, from standard normals of that shape; gradients flow through it."""
         wide = normals.double()
         base = self._base
-        if isinstance(base, MultivariateNormal):
+        if type(base) is MultivariateNormal:
             flat = wide.flatten(1) @ base.scale_tril.to(wide).mT
             return (base.loc.to(wide) + flat.view_as(wide)).to(normals.dtype)
-        if isinstance(base, Normal):
+        if type(base) is Normal:
             return (base.loc.to(wide) + base.scale.to(wide) * wide).to(normals.dtype)
         uniform = torch.special.ndtr(wide).clamp(INSIDE, 1 - INSIDE)
         return base.icdf(uniform.to(self._device(normals))).to(normals)
@@ -124,12 +127,21 @@ class LatentPrior:
         return next((part.device for part in own if isinstance(part, Tensor)), like.device)
 
     def identity(self) -> dict[str, Any]:
-        """What tells the prior from others, in plain values."""
-        names = {name: getattr(self._base, name, None) for name in (*self._base.arg_constraints, "low", "high")}
-        values = {
-            name: torch.as_tensor(v).double().flatten().tolist() for name, v in names.items() if v is not None
-        }
-        return {"class": type(self._base).__name__} | values
+        """What tells the prior from others, in plain values: its parameters and those of what it is made of."""
+
+        def told(value: Any, depth: int) -> Any:
+            if isinstance(value, Tensor):
+                return value.double().flatten().tolist()
+            if isinstance(value, (list, tuple)):
+                return [told(item, depth) for item in value]
+            if isinstance(value, (bool, int, float, str)) or value is None or not depth:
+                return value if isinstance(value, (bool, int, float, str)) else type(value).__name__
+            if isinstance(value, (Distribution, Transform)):
+                parts = {name: told(part, depth - 1) for name, part in vars(value).items() if "cache" not in name}
+                return {"class": type(value).__name__} | parts
+            return type(value).__name__
+
+        return told(self.distribution, 4)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Latents (n, *z_shape) by the distribution's own ``sample``, whose seed ``generator`` gives."""
@@ -147,8 +159,10 @@ class LatentPrior:
 
     def _can_invert(self) -> bool:
         base = self._base
-        if isinstance(base, MultivariateNormal):
+        if type(base) is MultivariateNormal:
             return len(self.z_shape) == 1
+        if isinstance(base, Normal) and type(base) is not Normal and type(base).icdf is Normal.icdf:
+            return False  # a subclass that draws in its own way
         try:
             zeros = torch.zeros(2, *self.z_shape, dtype=torch.float64)
             made = self(zeros.to(self._device(zeros)))
