@@ -27,6 +27,7 @@ from ._loading import ModelSpec, checked_device, one_line, portable, writable_fo
 from ._models import eval_mode, first_tensor, seeded
 from ._processes import is_first_process
 from .sampling import JointClass, MinMax, Run, S2MResult, S2MSampler
+from .sampling.probe import alike
 
 FILE = "sampler.json"
 NamedTarget = tuple[Sequence[str], Sequence[str]]
@@ -251,7 +252,7 @@ def probe(G: Callable[..., Tensor], z_dim: int | Sequence[int] | None, n: int = 
         )
     if not x.isfinite().all():
         raise ValueError("the generator returned NaN or inf for latents of the standard normal")
-    return Probe(x, bool(generator.conditional), not torch.allclose(x, again, rtol=1e-3, atol=1e-3))
+    return Probe(x, bool(generator.conditional), not alike(x, again))
 
 
 @contextlib.contextmanager
@@ -269,7 +270,9 @@ def _trial(failure: str, model: object) -> Iterator[None]:
 def _class_names(clf: Callable[[Tensor], object], x: Tensor, names: Sequence[str] | None) -> tuple[str, ...]:
     """The names of the classes, or their indices; the classifier is run on x to see how many there are."""
     with _trial(f"the classifier failed for {tuple(x.shape)}", clf):
-        n = parse_classifier_output(clf(x), len(x)).class_logits.shape[1]
+        weight = first_tensor(clf) if isinstance(clf, nn.Module) else None
+        given = x.clone() if weight is None else x.to(weight.dtype, copy=True)
+        n = parse_classifier_output(clf(given), len(x)).class_logits.shape[1]
     if names is not None and len(names) != n:
         raise ValueError(f"the classifier returns {n} class logits, but there are names of {len(names)} classes")
     return tuple(map(str, range(n))) if names is None else tuple(names)

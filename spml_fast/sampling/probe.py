@@ -197,10 +197,10 @@ class _Probe:
         error.add_note(f"spml_fast called G with {given}")
 
     def _warn_of_noise(self, x: Tensor, one_x: Tensor) -> None:
-        if _alike(x[1:], one_x):
+        if alike(x[1:], one_x):
             return
         again, _ = self._generate(self.z)
-        if not _alike(x, again):
+        if not alike(x, again):
             self.said.append(
                 "G made two different x of the same latents, so it draws noise of its own: pass stochastic=True, "
                 "or the samples are not those that the chains accepted"
@@ -212,7 +212,7 @@ class _Probe:
             )
 
 
-def _alike(a: Tensor, b: Tensor) -> bool:
+def alike(a: Tensor, b: Tensor) -> bool:
     """Whether two x are the same within rounding."""
     share = 0.02 if a.dtype in (torch.float16, torch.bfloat16) else 1e-3
     a, b = (torch.view_as_real(part) if part.is_complex() else part.double() for part in (a, b))
