@@ -41,10 +41,12 @@ class TruncatedNormal(Distribution):
         self.low, self.high = float(low), float(high)
         if not self.low < self.high:
             raise ValueError(f"low must be less than high, got low={low!r}, high={high!r}")
-        # In the upper tail ndtr is 1: there the distribution is that of the negated number, turned round.
+        # exp(log_ndtr) keeps the digits of the lower tail, which ndtr does not. In the upper tail both are 1:
+        # there the distribution is that of the negated number, turned round.
         self._sign = -1.0 if self.low > 0 else 1.0
-        ends = torch.special.ndtr(torch.tensor(sorted([self._sign * self.low, self._sign * self.high])).double())
-        self._first, self._mass = float(ends[0]), float(ends[1] - ends[0])
+        ends = sorted((self._sign * self.low, self._sign * self.high))
+        first, last = torch.special.log_ndtr(torch.tensor(ends, dtype=torch.float64)).exp().tolist()
+        self._first, self._mass = first, last - first
         if self._mass <= 0:
             raise ValueError(f"no mass of the standard normal lies between {low} and {high}")
         super().__init__(validate_args=False)
@@ -68,7 +70,9 @@ class TruncatedNormal(Distribution):
         return found.to(value.dtype).clamp(self.low, self.high)
 
     def cdf(self, value: Tensor) -> Tensor:
-        inside = ((torch.special.ndtr(self._sign * value.double()) - self._first) / self._mass).clamp(0, 1)
+        inside = ((torch.special.log_ndtr(self._sign * value.double()).exp() - self._first) / self._mass).clamp(
+            0, 1
+        )
         return (inside if self._sign > 0 else 1 - inside).to(value.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -118,7 +122,7 @@ class LatentPrior:
             return (base.loc.to(wide) + flat.view_as(wide)).to(normals.dtype)
         if type(base) is Normal:
             return (base.loc.to(wide) + base.scale.to(wide) * wide).to(normals.dtype)
-        uniform = torch.special.ndtr(wide).clamp(INSIDE, 1 - INSIDE)
+        uniform = torch.special.log_ndtr(wide).exp().clamp(INSIDE, 1 - INSIDE)
         return base.icdf(uniform.to(self._device(normals))).to(normals)
 
     def _device(self, like: Tensor) -> torch.device:
