@@ -150,6 +150,8 @@ class S2MSampler:
         for name, value in (("G", G), ("clf", clf)):
             if not callable(value):
                 raise TypeError(f"{name} must be callable, got {type(value).__name__}")
+            if isinstance(value, type):
+                raise TypeError(f"{name} must be a module or a function, got the class {value.__name__}: make one")
         for name, value, kind in (("weight", weight, MinMax), ("plan", plan, Plan)):
             if value is not None and not isinstance(value, kind):
                 raise TypeError(f"{name} must be a spml_fast.{kind.__name__}, got {shown(value)}")
@@ -546,7 +548,7 @@ class S2MSampler:
             fits = isinstance(call.proposal, (Mixture, LatentMixture))
             if not prior.from_normals and (fits or call.kernel.needs_correction):
                 what = "fitted proposals" if fits else f"method={call.kernel.name!r}"
-                raise ValueError(f"{what} take a prior that can be made of normals, which {prior} cannot")
+                raise ValueError(f"for {what} the prior must be one that can be made of normals, not {prior}")
             if call.kernel.needs_correction and call.proposal is not None and not fits:
                 raise ValueError(
                     f"method={call.kernel.name!r} with a prior of its own takes proposals of the prior or of a "
@@ -810,8 +812,8 @@ def _warn_of(result: S2MResult, call: Call) -> None:
             )
 
 
-MANY = 64
-"""Proposals whose validity logits all lie between 0 and 1, from which on they are taken for probabilities."""
+MANY, SPREAD = 64, 0.1
+"""Proposals whose validity logits, all between 0 and 1 and at least so far apart, are taken for probabilities."""
 
 
 def _warn_of_unit_logits(models: BatchedModels, n: int) -> None:
@@ -819,7 +821,7 @@ def _warn_of_unit_logits(models: BatchedModels, n: int) -> None:
     if models.largest is None or models.found.squashed or n < MANY:
         return
     _, highest, negated = models.largest.tolist()
-    if 0 <= -negated < highest <= 1:
+    if -negated >= 0 and -negated + SPREAD < highest <= 1:
         warn(
             f"all validity logits lie between {-negated:.3g} and {highest:.3g}: they seem to be probabilities, "
             "and were read as logits. Return logits, or say so: spml_fast.Classifiers(..., probabilities=['D_v'])"

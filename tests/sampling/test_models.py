@@ -783,7 +783,7 @@ def test_priors(name, method):
     options = call.get(method, dict(method=method, n_steps=40))
     sampler = S2MSampler(FirstLatent(), of_first, prior=PRIORS[name])
     if name == "student" and method in call:
-        with pytest.raises(ValueError, match="a prior that can be made of normals"):
+        with pytest.raises(ValueError, match="the prior must be one that can be made of normals"):
             sampler.sample(0, (), 100, seed=0, **options)
         return
     result = sampler.sample(0, (), 1000, seed=5, **options)
@@ -803,6 +803,17 @@ def test_a_prior_gives_the_size_of_a_latent():
         S2MSampler(lambda z: z, of_first, z_dim=4, prior=PRIORS["multivariate"])
     with pytest.raises(TypeError, match=r"prior must be a torch.distributions.Distribution, got 'uniform'"):
         S2MSampler(lambda z: z, of_first, z_dim=4, prior="uniform")
+    with pytest.raises(TypeError, match="Uniform'>: make one"):
+        S2MSampler(lambda z: z, of_first, z_dim=4, prior=torch.distributions.Uniform)
+
+
+def test_classes_in_the_place_of_modules():
+    with pytest.raises(
+        TypeError, match="clf must be a module or a function, got the class RowwiseClassifier: make"
+    ):
+        S2MSampler(RowwiseGenerator(), RowwiseClassifier)
+    with pytest.raises(TypeError, match="G must be a module or a function, got the class RowwiseGenerator: make"):
+        S2MSampler(RowwiseGenerator, RowwiseClassifier())
 
 
 class Clamped(torch.distributions.Normal):

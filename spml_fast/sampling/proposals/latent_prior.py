@@ -98,7 +98,8 @@ class LatentPrior:
 
     def __init__(self, distribution: Distribution, z_shape: tuple[int, ...]) -> None:
         if not isinstance(distribution, Distribution):
-            raise TypeError(f"prior must be a torch.distributions.Distribution, got {distribution!r}")
+            hint = ": make one" if isinstance(distribution, type) else ""
+            raise TypeError(f"prior must be a torch.distributions.Distribution, got {distribution!r}{hint}")
         own = tuple(distribution.batch_shape + distribution.event_shape)
         if own != z_shape:
             event = tuple(distribution.event_shape)
