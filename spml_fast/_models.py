@@ -101,6 +101,15 @@ def _global_names(code: types.CodeType) -> set[str]:
     return names
 
 
+def compiled_in(*models: object) -> bool:
+    """Whether ``torch.compile`` is anywhere in models: what watches calls would be compiled, too, or refused."""
+    modules = (module for root in modules_in(*models) for module in root.modules())
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in modules
+    )
+
+
 def first_tensor(*models: object) -> Tensor | None:
     """A floating-point parameter or buffer of the first module that has one."""
     for module in modules_in(*models):

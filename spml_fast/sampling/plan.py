@@ -29,6 +29,9 @@ CACHE_BYTES = 32 * 2**20
 CUDA_BYTES = 2**30
 """Bytes of the largest activation of a batch on a GPU."""
 
+UNSEEN = 32
+"""Largest activation of a compiled model, in sizes of x: what it does cannot be watched."""
+
 FEWEST_ROWS = 8
 """Proposals in a batch at least: fewer leave the cores idle between layers."""
 
@@ -196,6 +199,8 @@ class Trace(TorchFunctionMode):
             fewer: the same pass over one row.
             least: bytes of a row of x.
         """
+        if not self.sizes:
+            return Cost(UNSEEN * least, False)
         grown = [size // 2 for size in self.sizes]
         if fewer is not self and len(self.sizes) == len(fewer.sizes):
             grown = [two - one for two, one in zip(self.sizes, fewer.sizes, strict=True)]

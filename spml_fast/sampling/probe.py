@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from .. import _ops
 from .._conventions import ClassifierOutput
-from .._models import called_in_training, dtypes_in, eval_mode, seeded
+from .._models import called_in_training, compiled_in, dtypes_in, eval_mode, seeded
 from .models import BatchedModels, Found, Models
 from .plan import Trace
 from .results import warn
@@ -48,7 +49,7 @@ def probe(models: Models, speak: bool = True) -> Found:
         torch.no_grad(),
         seeded(SEED, models.device),
         eval_mode(*models.both),
-        called_in_training(training),
+        nullcontext() if run.compiled else called_in_training(training),
     ):
         try:
             models.found = run.run()
@@ -72,6 +73,7 @@ class _Probe:
     def __init__(self, models: Models) -> None:
         self.models, self.generator = models, models.generator
         self.said: list[str] = []
+        self.compiled = compiled_in(*models.both)
         plan = replace(models.plan, batch_size=2, memory_format="contiguous")
         self.found = Found(plan)
         chains = torch.arange(2, device=models.device)
@@ -86,6 +88,8 @@ class _Probe:
 
     def run(self) -> Found:
         x, trace_G = self._first_x()
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise ValueError("G returned NaN or infinite numbers for latents of its prior")
         self.found = replace(self.found, x_shape=tuple(x.shape[1:]), x_bytes=x[0].numel() * x.element_size())
         output, trace_clf = self._first_output(x)
         if self.generator.conditional is None:
@@ -104,6 +108,12 @@ class _Probe:
         if one_output is not None and one_output.class_logits.shape[1] != n_classes:
             got = one_output.class_logits.shape[1]
             raise ValueError(f"clf returns {n_classes} class logits for each of two rows and {got} for one row")
+        c_dim = self.generator.c_dim
+        if self.generator.conditional and c_dim is not None and c_dim != n_classes:
+            self.said.append(
+                f"G takes labels of {c_dim} classes (c_dim), clf returns logits of {n_classes}: class i is label "
+                "i of G"
+            )
         least = self.found.x_bytes
         plan = self.models.plan.completed(
             trace_G.cost(one_trace_G or trace_G, self.generator.G, least),
@@ -119,13 +129,13 @@ class _Probe:
 
     def _generate(self, z: Tensor) -> tuple[Tensor, Trace]:
         run, trace = self._run(), Trace()
-        with trace:
+        with nullcontext() if self.compiled else trace:
             x = run.call_G(z)
         return x.clone(), trace
 
     def _classify(self, x: Tensor) -> tuple[ClassifierOutput, Trace]:
         run, trace = self._run(), Trace()
-        with trace:
+        with nullcontext() if self.compiled else trace:
             output = run.call_clf(x)
         if len(x) > 1:
             told = _probabilities(output, trace)
@@ -230,8 +240,8 @@ def _probabilities(output: ClassifierOutput, trace: Trace) -> list[str]:
         if part is not None and maker is None and name == "class_logits" and sums_to_one:
             maker = "rows that are not negative and sum to 1"
         if maker is not None:
-            said.append(
-                f"clf's {name} is {maker}: probabilities, which will be read as logits. Return logits, or say so: "
-                f"spml_fast.Classifiers(..., probabilities=[{head!r}])"
-            )
+            remedy = f"Return logits, or say so: spml_fast.Classifiers(..., probabilities=[{head!r}])"
+            if name == "class_logits" and "sigmoid" in maker:
+                remedy = "A multi-label classifier goes with spml_fast.MultiLabelDensityRatio"
+            said.append(f"clf's {name} is {maker}: probabilities, which will be read as logits. {remedy}")
     return said

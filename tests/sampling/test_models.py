@@ -260,6 +260,35 @@ def test_labels(kind, wrap):
     assert_same(draw(wrap(G), WithFake(), z_dim=4), expected)
 
 
+@pytest.mark.parametrize("of", ["G", "clf", "inside"])
+def test_models_compiled_as_one_graph(of):
+    """What watches the probe must not be compiled with them."""
+    G, clf = seeded(lambda: Half(torch.float32)), seeded(lambda: LinearClassifier(torch.float32))
+    expected = draw(G, clf)
+    torch._dynamo.reset()
+    one = torch.compile(clf if of == "clf" else G, backend="eager", fullgraph=True)
+    models = {"G": (one, clf), "clf": (G, one), "inside": (lambda z: one(z), clf)}[of]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        S2MSampler(*models, z_dim=4).describe()
+    assert_same(draw(*models, z_dim=4), expected)
+
+
+def test_a_generator_of_other_classes_or_of_nothing():
+    class Two(StyleGAN):
+        c_dim = 2
+
+        def forward(self, z, c):
+            return z[:, :3] + 0.5 * c @ self.embedding.weight[:2]
+
+    with pytest.warns(SamplingWarning, match=r"labels of 2 classes \(c_dim\), clf returns logits of 3"):
+        S2MSampler(Two(), WithFake()).describe()
+    with pytest.raises(ValueError, match=r"proposal_class 2 is out of range: G.c_dim is 2"):
+        draw(Two(), WithFake(), I=2, J=())
+    with pytest.raises(ValueError, match="G returned NaN or infinite numbers"):
+        draw(lambda z: z[:, :3] / 0, RowwiseClassifier(), z_dim=4)
+
+
 def test_scripted_generators():
     for kind, conditional in ((RequiredOddName, True), (RowwiseGenerator, False)):
         G = torch.jit.script(kind().eval())
@@ -354,12 +383,13 @@ def test_a_probe_leaves_no_trace():
     [
         (lambda a, v: (a.softmax(1), v), "class_logits is the output of a softmax"),
         (lambda a, v: (a, torch.sigmoid(v[:, None]).flatten()), "validity_logit is the output of a sigmoid"),
+        (lambda a, v: (a.sigmoid(), v), "class_logits is the output of a sigmoid.*MultiLabelDensityRatio"),
         (lambda a, v: (a.exp() / a.exp().sum(1, keepdim=True), v), "class_logits is rows that are not negative"),
     ],
 )
 def test_probabilities_are_warned_of(clf, said):
     classifier = RowwiseClassifier()
-    with pytest.warns(SamplingWarning, match=f"{said}.*probabilities="):
+    with pytest.warns(SamplingWarning, match=said + ("" if "Multi" in said else ".*probabilities=")):
         S2MSampler(RowwiseGenerator(), lambda x: clf(*classifier(x))).describe()
 
 

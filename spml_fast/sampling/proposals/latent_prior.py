@@ -37,7 +37,7 @@ class TruncatedNormal(Distribution):
     arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012, as torch has it
     has_rsample = True
 
-    def __init__(self, low: float = -2.0, high: float = 2.0) -> None:
+    def __init__(self, low: float, high: float) -> None:
         self.low, self.high = float(low), float(high)
         if not self.low < self.high:
             raise ValueError(f"low must be less than high, got low={low!r}, high={high!r}")
