@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _ops
 from .._checkpoint import digest, exclusive, load_state, save_state
 from .._checks import shown
 from .._models import seeded
@@ -74,11 +72,8 @@ def outputs_of(models: Models, labels: Sequence[int | None]) -> list[float]:
 def _outputs_of(models: Models, labels: Sequence[int | None]) -> list[float]:
     found: list[Tensor] = []
     with torch.no_grad(), seeded(PROBE_SEED, models.device):
-        chains = torch.arange(PROBE_LATENTS, device=models.device)
-        dim = math.prod(models.z_shape)
         for label in dict.fromkeys(labels):
-            z = _ops.philox_normal(chains, torch.zeros_like(chains), PROBE_SEED, dim, dtype=models.dtype)
-            x, output = models.given(label).classify(z.view(-1, *models.z_shape))
+            x, output = models.given(label).classify(models.trial_normals(PROBE_LATENTS, PROBE_SEED))
             rows = x.reshape(len(x), -1).double()
             parts = (rows.mean(1), rows.square().mean(1), *(part for part in output if part is not None))
             found += [part.double().flatten().clamp(-1e30, 1e30).cpu() for part in parts]

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from .. import _ops
 from .._conventions import ClassifierOutput, Generator, images_of, parse_classifier_output
 from .._models import Stopwatch, channels_last, eval_mode, first_tensor, modules_in, unwrapped
 from .classifiers import Classifiers
@@ -89,10 +90,11 @@ class Models:
         self.dtype = torch.float64 if double else torch.float32  # of the latents
         # A function knows best what its modules want; the probe tries theirs where it does not.
         self.z_dtype, self.x_dtype = (
-            None if tensor is None or isinstance(model, Classifiers) else tensor.dtype
+            tensor.dtype if tensor is not None and isinstance(model, nn.Module) else None
             for model, tensor in zip(map(unwrapped, self.both), (of_G, of_clf), strict=True)
-            for tensor in [tensor if isinstance(model, nn.Module) else None]
         )
+        if isinstance(unwrapped(self.clf), Classifiers):  # each of whose heads has a dtype of its own
+            self.x_dtype = None
 
     @property
     def G(self) -> Callable[..., object]:  # noqa: N802
@@ -107,11 +109,17 @@ class Models:
     def borrowed(self) -> Iterator[None]:
         """The modules in eval mode and in the memory formats of the plan; they come back as they were."""
         with eval_mode(*self.both), contextlib.ExitStack() as stack:
-            if self.found is not None:
-                for model, wanted in zip(self.both, self.found.plan.memory_format, strict=True):
-                    if wanted == "channels_last":
-                        stack.enter_context(channels_last(model))
+            for model, wanted in zip(self.both, self.found.plan.memory_format, strict=True):
+                if wanted == "channels_last":
+                    stack.enter_context(channels_last(model))
             yield
+
+    def trial_normals(self, n: int, seed: int) -> Tensor:
+        """Standard normals (n, *z_shape) to try the models on, the same for a seed on every machine."""
+        rows = torch.arange(n, device=self.device)
+        dim = torch.Size(self.z_shape).numel()
+        z = _ops.philox_normal(rows, torch.zeros_like(rows), seed, dim, dtype=self.dtype)
+        return z.view(n, *self.z_shape)
 
     def given(self, label: int | None, proposal: Proposal | None = None) -> BatchedModels:
         """The models with G given ``label`` (None: unconditional), for the latents of ``proposal``."""

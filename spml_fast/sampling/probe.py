@@ -5,7 +5,6 @@ It settles how they are read, finds what would go wrong before work is lost, and
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _ops
 from .._conventions import ClassifierOutput
 from .._models import called_in_training, compiled_in, dtypes_in, eval_mode, seeded
 from .models import BatchedModels, Found, Models
@@ -76,10 +74,7 @@ class _Probe:
         self.compiled = compiled_in(*models.both)
         plan = replace(models.plan, batch_size=2, memory_format="contiguous")
         self.found = Found(plan)
-        chains = torch.arange(2, device=models.device)
-        dim = math.prod(models.z_shape)
-        z = _ops.philox_normal(chains, torch.zeros_like(chains), SEED, dim, dtype=models.dtype)
-        z = z.view(-1, *models.z_shape)
+        z = models.trial_normals(2, SEED)
         if models.prior is not None and models.prior.from_normals:
             z = models.prior(z)
         elif models.prior is not None:

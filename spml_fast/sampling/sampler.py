@@ -202,7 +202,7 @@ class S2MSampler:
         Args:
             progress: show a tqdm bar.
         """
-        self.describe()
+        probe(self.models)
         with eval_mode(*self.models.both), seeded(0, self.models.device):
             return tune(self.models, progress)
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .. import _ops
 from .._models import channels_last
 from .models import BatchedModels, Models
 from .plan import FORMATS, Plan
@@ -29,10 +28,7 @@ def tune(models: Models, progress: bool) -> Plan:
     """
     sizes, formats = models.plan.batch_size or (None, None), models.plan.memory_format or (None, None)
     chosen: list[tuple[int, str]] = []
-    n = max(SIZES)
-    rows = torch.arange(n, device=models.device)
-    dim = torch.Size(models.z_shape).numel()
-    z = _ops.philox_normal(rows, torch.zeros_like(rows), 0, dim, dtype=models.dtype).view(-1, *models.z_shape)
+    z = models.trial_normals(max(SIZES), 0)
     with torch.no_grad():
         run = models.given(0 if models.conditional else None)
         z, x = run.latents(z), run.generate(z).clone()
